@@ -1,0 +1,1 @@
+"""Studies on disk, synthetic studies, and what training reads from them."""

@@ -1,0 +1,113 @@
+"""A study: the files of one examination, read as Volumes and refused where they would give a wrong answer."""
+
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from gliomap.classes import Convention, convention_from_values, refuse_ambiguous
+from gliomap.data.checks import anatomical_hint, check_images, check_whole_numbers, implausible_convention
+from gliomap.data.images import read_image
+from gliomap.errors import InputError
+from gliomap.volume import Volume, grid_distance_mm
+
+MODALITIES = ("t1", "t1c", "t2", "flair")
+GRID_TOLERANCE_MM = 0.1
+"""Largest distance between the same corner of two modalities' grids that counts as one grid."""
+
+
+class ImageFile(NamedTuple):
+    """One image: a file, or one channel of a 4-D file."""
+
+    path: Path
+    channel: int | None = None
+
+    def read(self) -> Volume:
+        """The image as a Volume (1, D, H, W) in the file's orientation; raises InputError as `read_image` does."""
+        return read_image(self.path, self.channel)
+
+
+@dataclass(frozen=True)
+class Study:
+    """The files of one examination.
+
+    ``convention`` is what its label values mean, where something other than the values says so. ``layout`` is the naming
+    it was found in and ``stratum`` the folder above it. ``problem`` is why it cannot be read, found while looking for it.
+    """
+
+    id: str
+    images: dict[str, ImageFile]
+    label: ImageFile | None = None
+    convention: Convention | None = None
+    layout: str = "loose"
+    stratum: str = ""
+    problem: str = field(default="", repr=False)
+
+    @property
+    def patient(self) -> str:
+        """Who was examined: the id without the time point that BraTS 2023 and later append."""
+        return re.sub(r"(?<=^BraTS-)(.+-\d+)-\d{3}$", r"\1", self.id)
+
+    def read(self, modalities: Sequence[str] = MODALITIES, *, skull_on_anyway: bool = False) -> tuple[Volume, list[str]]:
+        """The modalities in that order as one float32 Volume (C, D, H, W) in RAS+, and what is odd about them.
+
+        Raises:
+            InputError: a modality is missing or unreadable, the grids differ, or the voxels would give a wrong answer
+                (see `check_images`).
+        """
+        if self.problem:
+            raise InputError(self.problem)
+        missing = [m for m in modalities if m not in self.images]
+        if missing:
+            raise InputError(
+                f"the modality {', '.join(missing)} is missing: the model needs {', '.join(modalities)} and this study has "
+                f"{', '.join(self.images) or 'none'}. Check the file names or give the files one by one (--t1 --t1c --t2 --flair)"
+            )
+        with ThreadPoolExecutor(len(modalities)) as pool:  # decompression releases the GIL
+            volumes = list(pool.map(lambda m: self.images[m].read(), modalities))
+        for name, volume in zip(modalities[1:], volumes[1:], strict=True):
+            _same_grid(modalities[0], volumes[0], name, volume)
+        array = np.stack([v.array[0] for v in volumes]).astype(np.float32)
+        volume = Volume(array, volumes[0].affine).to_ras()
+        return volume, check_images(volume, modalities, skull_on_anyway=skull_on_anyway)
+
+    def read_classes(self, brain: Volume | None = None) -> tuple[Volume, Convention, list[str]]:
+        """The label file as a class map Volume (1, D, H, W) uint8 in RAS+, its convention, and what is odd about it.
+
+        ``brain`` (1, D, H, W), True in the brain, is what the anatomical hint is taken from; without it everything outside
+        the tumour counts as brain.
+
+        Raises:
+            InputError: there is no label, it is unreadable or on another grid than ``brain``, or its values are outside
+                the convention or could mean several things.
+        """
+        if self.problem or self.label is None:
+            raise InputError(self.problem or f"study {self.id} has no label map; expected one beside its images")
+        labels = self.label.read().to_ras()
+        check_whole_numbers(labels.array, self.label.path)
+        inside = np.ones(labels.shape, bool)
+        if brain is not None:
+            _same_grid("the images", brain, "the label map", labels)
+            inside = brain.array[0].astype(bool)
+        convention = self.convention or convention_from_values(labels.array)
+        if convention is None:
+            raise refuse_ambiguous(labels.array, anatomical_hint(labels.array[0], inside))
+        classes = convention.decode(labels.array)
+        return labels.with_array(classes), convention, implausible_convention(classes[0], inside, convention)
+
+
+def _same_grid(first: str, a: Volume, second: str, b: Volume) -> None:
+    distance = grid_distance_mm(a, b)
+    if distance > GRID_TOLERANCE_MM:
+        detail = f"shapes {a.shape[::-1]} and {b.shape[::-1]} (x, y, z)" if a.shape != b.shape else f"{distance:.1f} mm apart"
+        raise InputError(
+            f"{first} and {second} are on different grids ({detail}); expected co-registered images with one shape and affine "
+            f"(within {GRID_TOLERANCE_MM} mm). Register and resample them to one of them first, for example with BrainLes, ANTs "
+            "or 3D Slicer"
+        )
+
+

@@ -1,0 +1,36 @@
+"""What this machine has, and what the process has used of it."""
+
+import os
+import platform
+import sys
+from importlib import metadata
+
+import psutil
+
+_RECORDED = ("numpy", "scipy", "nibabel", "torch", "monai", "lightning-fabric", "safetensors", "nilearn")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def peak_memory_mb() -> float:
+    """The largest resident memory of this process so far, in MB (10^6 bytes)."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 1e6
+    import resource  # noqa: PLC0415 - absent on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
+
+
+def versions() -> dict[str, str]:
+    """Versions of gliomap, Python and the libraries that results depend on, without importing them."""
+    found = {"gliomap": metadata.version("gliomap"), "python": platform.python_version(), "system": platform.platform()}
+    for name in _RECORDED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,54 @@
+"""Paper 004: how the Attention-ResNetUNet was trained, and a small whole-brain version of it for a laptop."""
+
+from dataclasses import replace
+
+from gliomap.recipe import Augmentation, Inference, NetworkSpec, Postprocessing, Preprocessing, Recipe, Training
+
+PATCHES_PER_EPOCH = 285 * 48
+"""285 studies of 192 x 192 x 128 voxels, each cut into 4 x 4 x 3 patches of 64 voxels with 25 % overlap."""
+
+PAPER = Recipe(
+    name="attention_resunet",
+    source="paper 004, section 3 (full model); without its histogram matching and resizing",
+    network=NetworkSpec("attention_resunet", {"base": 12, "gate": "free", "fusion": True}),
+    augmentation=Augmentation(
+        rotation_degrees=10.0, elastic_voxels=2.0, elastic_spacing=20, intensity_scale=0.1, gamma=(0.8, 1.2)
+    ),
+    training=Training(
+        patches=200 * PATCHES_PER_EPOCH,
+        patch_size=(64, 64, 64),
+        batch_size=2,
+        learning_rate=3e-4,
+        weight_decay=5e-5,
+        schedule="plateau",
+        plateau_factor=0.5,
+        plateau_patience=4,
+        validate_every=PATCHES_PER_EPOCH,
+    ),
+    inference=Inference(window=(64, 64, 64), overlap=0.25),
+    postprocessing=Postprocessing(min_component_voxels=150),
+)
+
+SMALL = replace(
+    PAPER,
+    name="attention_resunet_small",
+    source="ours: paper 004's network, narrower, on the whole brain at 2 mm",
+    network=NetworkSpec("attention_resunet", {"base": 8, "gate": "free", "fusion": True}),
+    preprocessing=Preprocessing(spacing_mm=2.0),
+    augmentation=Augmentation(
+        flips=True, rotation_degrees=15.0, scale=0.15, elastic_voxels=1.0, elastic_spacing=20,
+        intensity_scale=0.2, intensity_shift=0.2, gamma=(0.7, 1.4), noise=0.1,
+    ),  # fmt: skip
+    training=Training(
+        patches=6000,
+        patch_size=(64, 80, 64),
+        batch_size=4,
+        learning_rate=2e-3,
+        weight_decay=1e-5,
+        schedule="cosine",
+        validate_every=600,
+        foreground_share=0.7,
+    ),
+    inference=Inference(window=None),
+    postprocessing=Postprocessing(min_component_voxels=30),
+)

@@ -1,0 +1,92 @@
+"""A row: the only shape a score ever has."""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Literal
+
+from gliomap.errors import InputError
+
+EmptyRule = Literal["plain"]
+Status = Literal["ok", "both_empty", "prediction_empty", "truth_empty", "failed"]
+
+DEFINITIONS: dict[str, tuple[str, str]] = {
+    "dice": ("1", "2|A&B|/(|A|+|B|)"),
+    "hd95": ("mm", "surface voxels; max of the two directed 95th percentiles"),
+    "sensitivity": ("1", "TP/(TP+FN)"),
+    "specificity": ("1", "TN/(TN+FP) over the whole grid"),
+    "volume": ("ml", "of the prediction"),
+    "volume_truth": ("ml", "of the truth"),
+}
+"""Metric -> unit and definition."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One score. ``value`` is None where there is none; ``status`` says why."""
+
+    study: str
+    model: str
+    region: str
+    metric: str
+    value: float | None
+    unit: str
+    definition: str
+    protocol: str
+    status: Status
+
+
+def score_rows(study: str, model: str, measured: Mapping[tuple[str, str], float], empty: EmptyRule = "plain") -> list[Row]:
+    """Rows for what `gliomap.metrics.measure` gave, with empty regions counted as the rule says.
+
+    ``plain``: both empty gives Dice 1 and HD95 0; one empty gives Dice 0 and no HD95. Sensitivity and specificity that are
+    undefined stay without a value.
+    """
+    return [_row(study, model, key, value, _status(measured, key[0]), empty) for key, value in measured.items()]
+
+
+def _row(study: str, model: str, key: tuple[str, str], value: float, status: Status, empty: EmptyRule) -> Row:
+    region, metric = key
+    unit, definition = DEFINITIONS[metric]
+    if status == "both_empty":
+        value = {"dice": 1.0, "hd95": 0.0}.get(metric, value)
+    known = None if math.isnan(value) else value
+    return Row(study, model, region, metric, known, unit, definition, f"empty={empty}", status)
+
+
+def _status(measured: Mapping[tuple[str, str], float], region: str) -> Status:
+    found, true = measured[region, "volume"] > 0, measured[region, "volume_truth"] > 0
+    if found and true:
+        return "ok"
+    if not found and not true:
+        return "both_empty"
+    return "truth_empty" if found else "prediction_empty"
+
+
+def failed_row(study: str, model: str) -> Row:
+    """The row of a study that could not be scored: it is counted, never dropped."""
+    return Row(study, model, "", "", None, "", "", "", "failed")
+
+
+def rows_csv(rows: Iterable[Row]) -> bytes:
+    """Rows as a CSV table with a header; values with 6 significant digits, missing ones empty."""
+    out = io.StringIO(newline="")
+    writer = csv.DictWriter(out, [f.name for f in fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(asdict(row) | {"value": "" if row.value is None else f"{row.value:.6g}"})
+    return out.getvalue().encode()
+
+
+def read_rows(text: str) -> list[Row]:
+    """The rows of a CSV table written by `rows_csv`.
+
+    Raises:
+        InputError: the header is another one.
+    """
+    reader = csv.DictReader(io.StringIO(text))
+    if reader.fieldnames != [f.name for f in fields(Row)]:
+        raise InputError(f"not a table of scores: its columns are {reader.fieldnames}; expected {[f.name for f in fields(Row)]}")
+    return [Row(**(line | {"value": float(line["value"]) if line["value"] else None})) for line in reader]  # pyright: ignore

@@ -1,0 +1,294 @@
+"""gliomap train: a recipe and labelled studies in, a model file out. Read from top to bottom in the order of time."""
+
+import csv
+import io
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
+
+from gliomap import augment
+from gliomap.checkpoint import load_checkpoint, save_checkpoint
+from gliomap.classes import REGIONS, region_mask
+from gliomap.data.datasets import count_layouts, find_studies, parse_labels
+from gliomap.data.folds import patient_folds, read_fold
+from gliomap.data.patches import PatchSampler, PreparedStudy, prepare_study
+from gliomap.data.study import Study
+from gliomap.engines import find_device, torch_engine
+from gliomap.errors import GliomapError, InputError, UsageError
+from gliomap.files import json_bytes, write_file
+from gliomap.losses import find_loss
+from gliomap.manifest import RunRecord
+from gliomap.metrics import dice
+from gliomap.model_file import save_model
+from gliomap.networks import build_network
+from gliomap.progress import Bar, progress_bar
+from gliomap.recipe import Recipe, recipe_json, with_settings
+from gliomap.recipes import find_recipe
+from gliomap.schedules import rate_factor
+from gliomap.segmenter import Segmenter
+
+CHECKPOINT_EVERY_S = 120.0
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What `train` is asked for.
+
+    ``recipe``: a recipe's name or JSON file, with ``settings`` such as ``training.patches=2000``. Validation studies are
+    fold ``fold`` of ``folds``, or a fifth of the patients drawn by ``seed``. ``max_time_s`` ends training early.
+    """
+
+    recipe: str
+    data: Path
+    output: Path
+    settings: list[str] = field(default_factory=list)
+    folds: Path | None = None
+    fold: int = 0
+    seed: int = 0
+    max_time_s: float | None = None
+    resume: bool = False
+    labels: str | None = None
+    device: str = "auto"
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What `train` did: the best model, its validation Dice, patches seen, why it ended, and the studies left out."""
+
+    model: Path
+    validation_dice: dict[str, float]
+    patches: int
+    ended: str
+    failed: dict[str, str]
+    layouts: dict[str, int]
+
+
+@dataclass
+class _Run:
+    """Everything one training needs while it runs; ``log`` has one line per validation."""
+
+    options: TrainOptions
+    recipe: Recipe
+    fabric: Fabric
+    network: _FabricModule
+    optimizer: _FabricOptimizer
+    sampler: PatchSampler
+    validation: list[Study]
+    patches: int = 0
+    time_s: float = 0.0
+    log: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def scores(self) -> list[float]:
+        return [line["dice_mean"] for line in self.log]
+
+    @property
+    def best(self) -> dict[str, float]:
+        return max(self.log, key=lambda line: line["dice_mean"], default={})
+
+
+def train(options: TrainOptions) -> TrainResult:
+    """Train a recipe on the labelled studies of a folder.
+
+    Leaves in ``output``: model.safetensors (best validation Dice), last.safetensors, checkpoint.pt (for ``resume``),
+    recipe.json, log.csv, run.json. Studies that cannot be read are left out and reported.
+
+    Raises:
+        UsageError: the recipe, a setting or the folds do not exist, or the output already holds a training.
+        InputError: no study is left, or the loss is not finite.
+        KeyboardInterrupt: after the checkpoint is written.
+    """
+    record = RunRecord("train", options)
+    recipe = _recipe(options)
+    studies = [s for s in find_studies(options.data, parse_labels(options.labels)) if s.label is not None]
+    training, validation = _divide(options, studies)
+    prepared, failed = _prepare(training, recipe, quiet=options.quiet)
+    run = _set_up(options, recipe, prepared, validation)
+    write_file(options.output / "recipe.json", recipe_json(recipe).encode())
+    if options.resume:
+        _restore(run)
+    try:
+        ended = _fit(run)
+    except KeyboardInterrupt:
+        _save(run)
+        raise
+    used = {"training": [s.id for s in prepared], "validation": [s.id for s in validation], "failed": failed}
+    outcome = {"ended": ended, "patches": run.patches, "train_time_s": run.time_s, "best": run.best, "studies": used}
+    write_file(options.output / "run.json", json_bytes(record.content(seed=options.seed, threads=torch.get_num_threads(), **outcome)))
+    best = {region: run.best[f"dice_{region}"] for region in REGIONS} if run.best else {}
+    return TrainResult(options.output / "model.safetensors", best, run.patches, ended, failed, count_layouts(studies))
+
+
+def _recipe(options: TrainOptions) -> Recipe:
+    recipe = with_settings(find_recipe(options.recipe), options.settings)
+    record = options.output / "recipe.json"
+    if record.exists() and not options.resume:
+        raise UsageError(f"{options.output} already holds a training; continue it with --resume or choose another place with -o")
+    if options.resume and find_recipe(str(record)) != recipe:
+        raise UsageError(f"the recipe is not the one in {record}; resume with the same recipe and settings")
+    return recipe
+
+
+def _divide(options: TrainOptions, studies: list[Study]) -> tuple[list[Study], list[Study]]:
+    if not studies:
+        raise InputError(f"{options.data} has no study with a label map; training needs labelled studies")
+    if options.folds is not None:
+        return read_fold(options.folds, options.fold, studies)
+    patients = len({s.patient for s in studies})
+    if patients == 1:
+        return studies, []
+    held_out = set(patient_folds(studies, min(5, patients), options.seed)[options.fold])
+    return [s for s in studies if s.id not in held_out], [s for s in studies if s.id in held_out]
+
+
+def _prepare(studies: list[Study], recipe: Recipe, *, quiet: bool) -> tuple[list[PreparedStudy], dict[str, str]]:
+    prepared: list[PreparedStudy] = []
+    failed: dict[str, str] = {}
+    with progress_bar("reading studies", len(studies), quiet=quiet) as bar:
+        for study in studies:
+            try:
+                prepared.append(prepare_study(study, recipe)[0])
+            except GliomapError as error:
+                failed[study.id] = str(error)
+            bar.advance()
+    if not prepared:
+        raise InputError(f"none of the {len(studies)} training studies can be used; the first: {next(iter(failed.values()), 'none given')}")
+    return prepared, failed
+
+
+def _set_up(options: TrainOptions, recipe: Recipe, prepared: list[PreparedStudy], validation: list[Study]) -> _Run:
+    settings = recipe.training
+    device = find_device(options.device)
+    fabric = Fabric(accelerator=device.type, devices=1)
+    torch.manual_seed(options.seed)
+    network = build_network(recipe).to(memory_format=torch.channels_last_3d)
+    optimizer = torch.optim.Adam(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+    wrapped, wrapped_optimizer = fabric.setup(network, optimizer)
+    wrapped.mark_forward_method("supervised")
+    sampler = PatchSampler(prepared, settings, options.seed)
+    return _Run(options, recipe, fabric, wrapped, wrapped_optimizer, sampler, validation)
+
+
+def _fit(run: _Run) -> str:
+    """Train until the budget or the time is used up; returns which."""
+    budget, limit = run.recipe.training.patches, run.options.max_time_s or math.inf
+    begun, saved = time.perf_counter() - run.time_s, time.perf_counter()
+    losses: list[dict[str, float]] = []
+    with progress_bar("training", budget, quiet=run.options.quiet) as bar:
+        bar.advance(run.patches)
+        while run.patches < budget and run.time_s < limit:
+            before = run.patches
+            losses.append(_step(run, bar))
+            run.time_s = time.perf_counter() - begun
+            every = run.recipe.training.validate_every
+            if run.patches // every > before // every or run.patches >= budget or run.time_s >= limit:
+                _validate(run, losses, bar)
+                losses = []
+                run.time_s = time.perf_counter() - begun
+                saved = time.perf_counter()
+            elif time.perf_counter() - saved > CHECKPOINT_EVERY_S:
+                _save(run)
+                saved = time.perf_counter()
+    return "budget reached" if run.patches >= budget else "time limit reached"
+
+
+def _step(run: _Run, bar: Bar) -> dict[str, float]:
+    settings = run.recipe.training
+    count = min(settings.batch_size, settings.patches - run.patches)
+    images, classes, ids, generators = run.sampler.batch(run.patches, count)
+    draws = [augment.draw(run.recipe.augmentation, images.shape[1], settings.patch_size, rng) for rng in generators]
+    x, y = run.fabric.to_device((torch.from_numpy(images), torch.from_numpy(classes)))
+    x, y = augment.apply(x, y, draws)
+    factor = rate_factor(settings, run.patches / settings.patches, run.scores)
+    for group in run.optimizer.param_groups:
+        group["lr"] = settings.learning_rate * factor
+    outputs = run.network.supervised(x.contiguous(memory_format=torch.channels_last_3d))
+    terms = find_loss(settings.loss)(outputs, y, run.recipe.target, len(run.log))
+    loss = torch.stack(list(terms.values())).sum()
+    values = {name: float(term.detach()) for name, term in terms.items()}
+    if not math.isfinite(sum(values.values())):
+        raise InputError(
+            f"the loss is not finite after {run.patches} patches ({values}), with the studies {', '.join(ids)} in the batch. "
+            "The last checkpoint is good; lower training.learning_rate or look at these studies"
+        )
+    run.optimizer.zero_grad()
+    run.fabric.backward(loss)
+    run.optimizer.step()
+    run.patches += count
+    bar.advance(count)
+    return values
+
+
+def _validate(run: _Run, losses: list[dict[str, float]], bar: Bar) -> None:
+    """Segment the validation studies as `gliomap segment` would, log, and keep the best and the last weights."""
+    engine = torch_engine(run.network.module, run.fabric.device)
+    segmenter = Segmenter(run.recipe, engine, run.network.module.size_divisor)
+    found: list[list[float]] = []
+    for number, study in enumerate(run.validation):
+        bar.say(f"validating {number + 1}/{len(run.validation)}")
+        volume, _ = study.read(run.recipe.modalities)
+        truth = study.read_classes()[0].array[0]
+        classes = segmenter(volume).array[0]
+        scores = [dice(region_mask(classes, region), region_mask(truth, region)) for region in REGIONS]
+        found.append([1.0 if math.isnan(score) else score for score in scores])
+    means = np.mean(found, 0) if found else np.full(3, math.nan)
+    rate = run.optimizer.param_groups[0]["lr"]
+    terms = {f"loss_{name}": float(np.mean([v[name] for v in losses])) for name in losses[0]}
+    validation = {f"dice_{region}": float(mean) for region, mean in zip(REGIONS, means, strict=True)}
+    mean_dice = float(means.mean()) if found else -sum(terms.values())
+    line = {"patches": run.patches, "time_s": round(run.time_s, 1), "learning_rate": rate, **terms, **validation}
+    run.log.append(line | {"dice_mean": mean_dice})
+    bar.say(f"training, validation Dice {mean_dice:.3f}" if found else "training")
+    _save(run)
+    if run.best is run.log[-1]:
+        _save_weights(run, "model.safetensors")
+
+
+def _save(run: _Run) -> None:
+    """The state to resume from, the last weights and the log."""
+    state: dict[str, Any] = {
+        "network": run.network.module.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "patches": run.patches,
+        "time_s": run.time_s,
+        "log": run.log,
+        "seed": run.options.seed,
+        "training_studies": [s.id for s in run.sampler.studies],
+    }
+    save_checkpoint(run.options.output / "checkpoint.pt", state)
+    _save_weights(run, "last.safetensors")
+    if run.log:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(run.log[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(run.log)
+        write_file(run.options.output / "log.csv", text.getvalue().encode())
+
+
+def _save_weights(run: _Run, name: str) -> None:
+    weights = {key: tensor.contiguous().cpu().numpy() for key, tensor in run.network.module.state_dict().items()}
+    card = {
+        "patches": run.patches,
+        "seed": run.options.seed,
+        "validation": run.log[-1] if run.log else {},
+        "training_studies": [s.id for s in run.sampler.studies],
+        "validation_studies": [s.id for s in run.validation],
+    }
+    save_model(run.options.output / name, run.recipe, weights, card)
+
+
+def _restore(run: _Run) -> None:
+    state = load_checkpoint(run.options.output / "checkpoint.pt")
+    if state["seed"] != run.options.seed or state["training_studies"] != [s.id for s in run.sampler.studies]:
+        raise UsageError("the seed or the training studies are not those of the checkpoint; resume with the same data and seed")
+    run.network.module.load_state_dict(state["network"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.patches, run.time_s, run.log = state["patches"], state["time_s"], state["log"]
