@@ -70,7 +70,7 @@ def apply(images: Tensor, classes: Tensor, draws: list[Draw]) -> tuple[Tensor, T
 
 
 def sampling_grid(draw: Draw, size: tuple[int, int, int]) -> Tensor:
-    """Where each output voxel of a patch (D, H, W) is read, as `torch.nn.functional.grid_sample` wants it: (D, H, W, 3) in [-1, 1]."""
+    """Where each output voxel of a patch (D, H, W) is read, as torch's grid_sample wants it: (D, H, W, 3) in [-1, 1]."""
     half = torch.tensor([(n - 1) / 2 for n in size[::-1]])  # x, y, z
     axes = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in size]
     z, y, x = torch.meshgrid(*axes, indexing="ij")

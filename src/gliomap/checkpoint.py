@@ -30,4 +30,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise IntegrityError(f"{path} is damaged or not a checkpoint of gliomap: {str(error).splitlines()[0]}") from error
+        raise IntegrityError(
+            f"{path} is damaged or not a checkpoint of gliomap: {str(error).splitlines()[0]}"
+        ) from error

@@ -11,10 +11,9 @@ from gliomap.model_file import Model
 from gliomap.networks import Network, build_network
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Engine = Callable[[Array], Array]
 
 
-def torch_engine(network: Network, device: torch.device | str = "cpu") -> Engine:
+def torch_engine(network: Network, device: torch.device | str = "cpu") -> Callable[[Array], Array]:
     """An engine that runs a network as it is now, in evaluation mode, on a device."""
 
     def run(images: Array) -> Array:
@@ -42,8 +41,15 @@ def load_network(model: Model, device: torch.device | str = "cpu") -> Network:
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        raise IntegrityError(f"the weights of model {model.name} do not fit its recipe: {str(error).splitlines()[0]}") from error
-    return network.to(device).to(memory_format=torch.channels_last_3d).eval()
+        raise IntegrityError(
+            f"the weights of model {model.name} do not fit its recipe: {str(error).splitlines()[0]}"
+        ) from error
+    return channels_last(network).to(device).eval()
+
+
+def channels_last(network: Network) -> Network:
+    """The network with its weights laid out for channels-last images, which a CPU convolves about twice as fast."""
+    return network.to(memory_format=torch.channels_last_3d)  # pyright: ignore[reportCallIssue] - missing in torch's stubs
 
 
 def find_device(name: str) -> torch.device:

@@ -28,10 +28,10 @@ class IntegrityError(GliomapError):
     exit_code = 4
 
 
-class PartialFailure(GliomapError):  # noqa: N818 - part of the work was done
-    """Some studies of a folder failed while the others were finished (exit code 5)."""
+class Interrupted(GliomapError):  # noqa: N818 - not an error of anybody's
+    """Somebody pressed Ctrl-C (exit code 130)."""
 
-    exit_code = 5
+    exit_code = 130
 
 
 def import_extra(module: str, extra: str) -> ModuleType:

@@ -48,7 +48,9 @@ def cross_entropy_dice(outputs: Outputs, classes: Tensor, target: Target, epoch:
         UsageError: the target is not a softmax.
     """
     if target.kind != "softmax":
-        raise UsageError("the loss cross_entropy_dice needs a softmax target; choose another loss or target in the recipe")
+        raise UsageError(
+            "the loss cross_entropy_dice needs a softmax target; choose another loss or target in the recipe"
+        )
     logits = outputs.logits[0]
     truth = encode(classes, target)
     probabilities = torch.softmax(logits, 1)

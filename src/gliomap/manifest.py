@@ -1,5 +1,6 @@
 """run.json: what was run, on what, and what came of it."""
 
+import math
 import time
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -23,7 +24,10 @@ class RunRecord:
 
     def content(self, **results: Any) -> dict[str, Any]:
         """The record with these results, the seconds since the start and the peak memory of the process."""
-        used = {"time_s": round(time.perf_counter() - self._start, 3), "peak_memory_mb": round(machine.peak_memory_mb(), 1)}
+        used = {
+            "time_s": round(time.perf_counter() - self._start, 3),
+            "peak_memory_mb": round(machine.peak_memory_mb(), 1),
+        }
         return self.fields | used | plain(results)
 
 
@@ -36,5 +40,5 @@ def plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, float):
-        return value if value == value and abs(value) != float("inf") else None
+        return value if math.isfinite(value) else None
     return value

@@ -89,7 +89,9 @@ def _checked(path: Path, header: dict[str, str], weights: dict[str, Array]) -> M
         )
     digest = content_hash(weights)
     if digest != header.get("content_sha256"):
-        raise IntegrityError(f"the weights in {path} are not the ones it was saved with (content hash {digest[:12]}...). Copy it again")
+        raise IntegrityError(
+            f"the weights in {path} are not the ones it was saved with (content hash {digest[:12]}...). Copy it again"
+        )
     try:
         members = json.loads(header["members"])
         recipe = recipe_from_json(json.dumps(members[0]["recipe"]))

@@ -48,7 +48,9 @@ def zscore(array: Array, mask: Array) -> Array:
     return out
 
 
-def grid_at_spacing(shape: tuple[int, int, int], affine: Array, spacing_mm: float) -> tuple[tuple[int, int, int], Array]:
+def grid_at_spacing(
+    shape: tuple[int, int, int], affine: Array, spacing_mm: float
+) -> tuple[tuple[int, int, int], Array]:
     """Shape (D, H, W) and affine of the isotropic grid that covers the same box, corner on corner."""
     sizes = np.linalg.norm(affine[:3, :3], axis=0)  # x, y, z
     ratio = spacing_mm / sizes

@@ -147,7 +147,9 @@ def with_settings(recipe: Recipe, settings: list[str]) -> Recipe:
             place = place.get(name) if isinstance(place, dict) else None
         free = parents == ["network", "settings"]
         if not equals or not isinstance(place, dict) or (last not in place and not free):
-            raise UsageError(f"cannot set {setting!r}; expected field=value with a field of the recipe, such as training.patches=2000")
+            raise UsageError(
+                f"cannot set {setting!r}; expected field=value with a field of the recipe, such as training.patches=2000"
+            )
         place[last] = _value(text)
     try:
         return _ADAPTER.validate_json(json.dumps(content), strict=True)

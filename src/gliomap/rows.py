@@ -38,7 +38,9 @@ class Row:
     status: Status
 
 
-def score_rows(study: str, model: str, measured: Mapping[tuple[str, str], float], empty: EmptyRule = "plain") -> list[Row]:
+def score_rows(
+    study: str, model: str, measured: Mapping[tuple[str, str], float], empty: EmptyRule = "plain"
+) -> list[Row]:
     """Rows for what `gliomap.metrics.measure` gave, with empty regions counted as the rule says.
 
     ``plain``: both empty gives Dice 1 and HD95 0; one empty gives Dice 0 and no HD95. Sensitivity and specificity that are
@@ -88,5 +90,7 @@ def read_rows(text: str) -> list[Row]:
     """
     reader = csv.DictReader(io.StringIO(text))
     if reader.fieldnames != [f.name for f in fields(Row)]:
-        raise InputError(f"not a table of scores: its columns are {reader.fieldnames}; expected {[f.name for f in fields(Row)]}")
+        raise InputError(
+            f"not a table of scores: its columns are {reader.fieldnames}; expected {[f.name for f in fields(Row)]}"
+        )
     return [Row(**(line | {"value": float(line["value"]) if line["value"] else None})) for line in reader]  # pyright: ignore

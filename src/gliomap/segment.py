@@ -157,7 +157,9 @@ def _segment_study(
     classes = segmenter(volume)
     times = {"read": read - start, "segment": time.perf_counter() - read}
     volumes = volumes_ml(classes)
-    scores = score_rows(study.id, model.name, measure(classes.array[0], truth.array[0], classes.spacing_mm)) if truth else []
+    scores = (
+        score_rows(study.id, model.name, measure(classes.array[0], truth.array[0], classes.spacing_mm)) if truth else []
+    )
     result = StudyResult(study.id, classes, volumes, scores, warnings + odd, {})
     labels = classes.with_array(convention.encode(classes.array[0]))
     facts = _facts(study, model, convention, times)
@@ -195,10 +197,10 @@ def _known_labels(study: Study, volume: Volume, options: SegmentOptions) -> tupl
 
 
 def volumes_ml(classes: Volume) -> dict[str, float]:
-    """Volume in ml of the regions ET, TC, WT and of each class but the one that is a region, of a class map Volume."""
+    """Volume in ml of the regions ET, TC, WT and of the classes NCR and ED (and RC where present) of a class map Volume."""
     voxels = np.bincount(classes.array.ravel(), minlength=5)
     regions = {name: float(sum(voxels[c] for c in members)) for name, members in REGIONS.items()}
-    others = {name: float(voxels[value]) for value, name in CLASS_NAMES.items() if name not in regions}
+    others = {n: float(voxels[v]) for v, n in CLASS_NAMES.items() if n in ("NCR", "ED") or (n == "RC" and voxels[v])}
     return {name: round(count * classes.voxel_ml, 3) for name, count in (regions | others).items()}
 
 

@@ -1,6 +1,6 @@
 """From a study's Volume to a class map on its grid: prepare, run the network, combine windows, decode. No torch in here."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from gliomap.classes import Target
-from gliomap.engines import Engine
 from gliomap.postprocess import postprocess
 from gliomap.preprocess import brain_box, brain_mask, prepare, resample
 from gliomap.recipe import Inference, Recipe
@@ -16,6 +15,8 @@ from gliomap.volume import Volume
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Size = tuple[int, int, int]
+Engine = Callable[[Array], Array]
+"""Runs a trained network: images (B, C, D, H, W) float32 to logits (B, K, D, H, W) float32."""
 
 WINDOW_SIGMA = 0.125
 """Width of a window's gaussian weight, relative to the window."""

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
 
 from gliomap import augment
 from gliomap.checkpoint import load_checkpoint, save_checkpoint
@@ -20,14 +20,14 @@ from gliomap.data.datasets import count_layouts, find_studies, parse_labels
 from gliomap.data.folds import patient_folds, read_fold
 from gliomap.data.patches import PatchSampler, PreparedStudy, prepare_study
 from gliomap.data.study import Study
-from gliomap.engines import find_device, torch_engine
-from gliomap.errors import GliomapError, InputError, UsageError
+from gliomap.engines import channels_last, find_device, torch_engine
+from gliomap.errors import GliomapError, InputError, Interrupted, UsageError
 from gliomap.files import json_bytes, write_file
 from gliomap.losses import find_loss
 from gliomap.manifest import RunRecord
 from gliomap.metrics import dice
 from gliomap.model_file import save_model
-from gliomap.networks import build_network
+from gliomap.networks import Network, Outputs, build_network
 from gliomap.progress import Bar, progress_bar
 from gliomap.recipe import Recipe, recipe_json, with_settings
 from gliomap.recipes import find_recipe
@@ -78,8 +78,9 @@ class _Run:
     options: TrainOptions
     recipe: Recipe
     fabric: Fabric
-    network: _FabricModule
-    optimizer: _FabricOptimizer
+    network: Network
+    supervised: Callable[[torch.Tensor], Outputs]
+    optimizer: torch.optim.Optimizer
     sampler: PatchSampler
     validation: list[Study]
     patches: int = 0
@@ -104,7 +105,7 @@ def train(options: TrainOptions) -> TrainResult:
     Raises:
         UsageError: the recipe, a setting or the folds do not exist, or the output already holds a training.
         InputError: no study is left, or the loss is not finite.
-        KeyboardInterrupt: after the checkpoint is written.
+        Interrupted: Ctrl-C was pressed; the checkpoint is written.
     """
     record = RunRecord("train", options)
     recipe = _recipe(options)
@@ -117,12 +118,17 @@ def train(options: TrainOptions) -> TrainResult:
         _restore(run)
     try:
         ended = _fit(run)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         _save(run)
-        raise
+        raise Interrupted(
+            f"interrupted after {run.patches} patches; continue with the same command and --resume"
+        ) from error
     used = {"training": [s.id for s in prepared], "validation": [s.id for s in validation], "failed": failed}
     outcome = {"ended": ended, "patches": run.patches, "train_time_s": run.time_s, "best": run.best, "studies": used}
-    write_file(options.output / "run.json", json_bytes(record.content(seed=options.seed, threads=torch.get_num_threads(), **outcome)))
+    write_file(
+        options.output / "run.json",
+        json_bytes(record.content(seed=options.seed, threads=torch.get_num_threads(), **outcome)),
+    )
     best = {region: run.best[f"dice_{region}"] for region in REGIONS} if run.best else {}
     return TrainResult(options.output / "model.safetensors", best, run.patches, ended, failed, count_layouts(studies))
 
@@ -131,7 +137,9 @@ def _recipe(options: TrainOptions) -> Recipe:
     recipe = with_settings(find_recipe(options.recipe), options.settings)
     record = options.output / "recipe.json"
     if record.exists() and not options.resume:
-        raise UsageError(f"{options.output} already holds a training; continue it with --resume or choose another place with -o")
+        raise UsageError(
+            f"{options.output} already holds a training; continue it with --resume or choose another place with -o"
+        )
     if options.resume and find_recipe(str(record)) != recipe:
         raise UsageError(f"the recipe is not the one in {record}; resume with the same recipe and settings")
     return recipe
@@ -160,7 +168,9 @@ def _prepare(studies: list[Study], recipe: Recipe, *, quiet: bool) -> tuple[list
                 failed[study.id] = str(error)
             bar.advance()
     if not prepared:
-        raise InputError(f"none of the {len(studies)} training studies can be used; the first: {next(iter(failed.values()), 'none given')}")
+        raise InputError(
+            f"none of the {len(studies)} training studies can be used; the first: {next(iter(failed.values()), 'none given')}"
+        )
     return prepared, failed
 
 
@@ -169,12 +179,12 @@ def _set_up(options: TrainOptions, recipe: Recipe, prepared: list[PreparedStudy]
     device = find_device(options.device)
     fabric = Fabric(accelerator=device.type, devices=1)
     torch.manual_seed(options.seed)
-    network = build_network(recipe).to(memory_format=torch.channels_last_3d)
+    network = channels_last(build_network(recipe))
     optimizer = torch.optim.Adam(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     wrapped, wrapped_optimizer = fabric.setup(network, optimizer)
     wrapped.mark_forward_method("supervised")
     sampler = PatchSampler(prepared, settings, options.seed)
-    return _Run(options, recipe, fabric, wrapped, wrapped_optimizer, sampler, validation)
+    return _Run(options, recipe, fabric, network, wrapped.supervised, wrapped_optimizer, sampler, validation)
 
 
 def _fit(run: _Run) -> str:
@@ -210,7 +220,7 @@ def _step(run: _Run, bar: Bar) -> dict[str, float]:
     factor = rate_factor(settings, run.patches / settings.patches, run.scores)
     for group in run.optimizer.param_groups:
         group["lr"] = settings.learning_rate * factor
-    outputs = run.network.supervised(x.contiguous(memory_format=torch.channels_last_3d))
+    outputs = run.supervised(x.contiguous(memory_format=torch.channels_last_3d))
     terms = find_loss(settings.loss)(outputs, y, run.recipe.target, len(run.log))
     loss = torch.stack(list(terms.values())).sum()
     values = {name: float(term.detach()) for name, term in terms.items()}
@@ -229,8 +239,8 @@ def _step(run: _Run, bar: Bar) -> dict[str, float]:
 
 def _validate(run: _Run, losses: list[dict[str, float]], bar: Bar) -> None:
     """Segment the validation studies as `gliomap segment` would, log, and keep the best and the last weights."""
-    engine = torch_engine(run.network.module, run.fabric.device)
-    segmenter = Segmenter(run.recipe, engine, run.network.module.size_divisor)
+    engine = torch_engine(run.network, run.fabric.device)
+    segmenter = Segmenter(run.recipe, engine, run.network.size_divisor)
     found: list[list[float]] = []
     for number, study in enumerate(run.validation):
         bar.say(f"validating {number + 1}/{len(run.validation)}")
@@ -255,7 +265,7 @@ def _validate(run: _Run, losses: list[dict[str, float]], bar: Bar) -> None:
 def _save(run: _Run) -> None:
     """The state to resume from, the last weights and the log."""
     state: dict[str, Any] = {
-        "network": run.network.module.state_dict(),
+        "network": run.network.state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "patches": run.patches,
         "time_s": run.time_s,
@@ -274,7 +284,7 @@ def _save(run: _Run) -> None:
 
 
 def _save_weights(run: _Run, name: str) -> None:
-    weights = {key: tensor.contiguous().cpu().numpy() for key, tensor in run.network.module.state_dict().items()}
+    weights = {key: tensor.contiguous().cpu().numpy() for key, tensor in run.network.state_dict().items()}
     card = {
         "patches": run.patches,
         "seed": run.options.seed,
@@ -288,7 +298,9 @@ def _save_weights(run: _Run, name: str) -> None:
 def _restore(run: _Run) -> None:
     state = load_checkpoint(run.options.output / "checkpoint.pt")
     if state["seed"] != run.options.seed or state["training_studies"] != [s.id for s in run.sampler.studies]:
-        raise UsageError("the seed or the training studies are not those of the checkpoint; resume with the same data and seed")
-    run.network.module.load_state_dict(state["network"])
+        raise UsageError(
+            "the seed or the training studies are not those of the checkpoint; resume with the same data and seed"
+        )
+    run.network.load_state_dict(state["network"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.patches, run.time_s, run.log = state["patches"], state["time_s"], state["log"]

@@ -45,7 +45,9 @@ class Volume:
 
     def __post_init__(self) -> None:
         if self.array.ndim != 4 or self.affine.shape != (4, 4):
-            raise ValueError(f"a Volume is (C, D, H, W) with a (4, 4) affine, got {self.array.shape}, {self.affine.shape}")
+            raise ValueError(
+                f"a Volume is (C, D, H, W) with a (4, 4) affine, got {self.array.shape}, {self.affine.shape}"
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -30,7 +30,9 @@ def check_images(volume: Volume, modalities: Sequence[str], *, skull_on_anyway: 
     for name, image in zip(modalities, volume.array, strict=True):
         if not np.isfinite(image).all():
             count = int((~np.isfinite(image)).sum())
-            raise InputError(f"{name} has {count} voxels that are NaN or infinite; expected finite intensities. Repair the image")
+            raise InputError(
+                f"{name} has {count} voxels that are NaN or infinite; expected finite intensities. Repair the image"
+            )
         if image.min() == image.max():
             what = "all zero" if not image.any() else f"constant ({image.flat[0]:g})"
             raise InputError(f"{name} is {what}; expected an image of a brain. Is it the right file?")
@@ -52,7 +54,9 @@ def check_whole_numbers(labels: Array, path: Path) -> None:
         InputError: a value is not finite, negative, above 255 or not whole.
     """
     if labels.dtype.kind == "f" and not (np.isfinite(labels).all() and (labels == np.round(labels)).all()):
-        raise InputError(f"{path} has values that are not whole numbers; expected a label map. Is it a probability map?")
+        raise InputError(
+            f"{path} has values that are not whole numbers; expected a label map. Is it a probability map?"
+        )
     if labels.min() < 0 or labels.max() > 255:
         raise InputError(f"{path} has values from {labels.min():g} to {labels.max():g}; expected labels from 0 to 255")
 
@@ -105,7 +109,8 @@ def implausible_convention(classes: Array, brain: Array, convention: Convention)
     text = ", ".join(f"{CLASS_NAMES[tissue]} {share:.0%}" for tissue, share in shares.items())
     return [
         f"the label convention {convention}, taken from {convention.evidence}, looks implausible: what it calls "
-        f"{CLASS_NAMES[most]} touches normal brain more than what it calls ED ({text}). If the values mean something else, say so with --labels"
+        f"{CLASS_NAMES[most]} touches normal brain more than what it calls ED ({text}). "
+        "If the values mean something else, say so with --labels"
     ]
 
 

@@ -1,5 +1,6 @@
 """Finding studies in folders as people have them: the BraTS years, Medical Segmentation Decathlon, nnU-Net, loose files."""
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -33,7 +34,9 @@ DATASETS: dict[str, Dataset] = {
     "brats2018": Dataset(r"brats1[78]_.+", "_", _OLD_WORDS, "seg", "brats2021", "Brats18_Phantom{version}_{number}_1"),
     "brats2019": Dataset(r"brats19_.+", "_", _OLD_WORDS, "seg", "brats2021", "BraTS19_Phantom{version}_{number}_1"),
     "brats2020": Dataset(r"brats20_.+", "_", _OLD_WORDS, "seg", "brats2021", "BraTS20_Phantom{version}_{number:03d}"),
-    "brats2021": Dataset(r"brats2021_.+", "_", _OLD_WORDS, "seg", "brats2021", "BraTS2021_Phantom{version}_{number:05d}"),
+    "brats2021": Dataset(
+        r"brats2021_.+", "_", _OLD_WORDS, "seg", "brats2021", "BraTS2021_Phantom{version}_{number:05d}"
+    ),
     "brats2023": Dataset(
         r"brats-\w+-\d+-0\d\d", "-", _NEW_WORDS, "seg", "brats2023", "BraTS-Phantom{version}-{number:05d}-000"
     ),
@@ -69,10 +72,12 @@ def find_studies(path: Path, labels: Convention | None = None) -> list[Study]:
     """
     if not path.is_dir():
         what = "is not a folder" if path.exists() else "does not exist"
-        raise InputError(f"{path} {what}; expected a study's folder or a folder of studies (or files: --t1 --t1c --t2 --flair)")
+        raise InputError(
+            f"{path} {what}; expected a study's folder or a folder of studies (or files: --t1 --t1c --t2 --flair)"
+        )
     by_folder: dict[Path, list[Path]] = defaultdict(list)
     records: list[Path] = []
-    for file in sorted(path.rglob("*")):
+    for file in _files_below(path):
         if image_stem(file) is not None and not file.name.startswith("."):
             by_folder[file.parent].append(file)
         elif file.name == "run.json":
@@ -86,10 +91,26 @@ def find_studies(path: Path, labels: Convention | None = None) -> list[Study]:
     for folder, files in by_folder.items():
         studies += _studies_in_folder(path, folder, files)
     if not studies:
-        raise InputError(f"{path} holds no study gliomap recognises; expected files named by modality, such as t1.nii.gz, flair.nii.gz")
+        raise InputError(
+            f"{path} holds no study gliomap recognises; expected files named by modality, such as t1.nii.gz, flair.nii.gz"
+        )
     if labels is not None:
         studies = [replace(s, convention=labels) for s in studies]
     return sorted(_merged(studies), key=lambda s: s.id)
+
+
+def _files_below(path: Path) -> list[Path]:
+    """Every file below a folder, linked folders included, each real folder once."""
+    seen: set[str] = set()
+    files: list[Path] = []
+    for folder, inner, names in os.walk(path, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            inner.clear()
+            continue
+        seen.add(real)
+        files += [Path(folder, name) for name in names]
+    return sorted(files)
 
 
 def study_from_files(files: Mapping[str, Path], label: Path | None = None, labels: Convention | None = None) -> Study:
@@ -112,7 +133,7 @@ def _studies_in_folder(root: Path, folder: Path, files: list[Path]) -> list[Stud
     record = _governing_json(folder)
     if record is not None:
         return _json_studies(record, folder, files)
-    stratum = folder.parent.name if folder != root and folder.parent != root else ""
+    stratum = "" if root in (folder, folder.parent) else folder.parent.name
     named: dict[tuple[str, str], dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     loose: list[tuple[str, str, Path]] = []
     for file in files:
@@ -137,7 +158,9 @@ def _loose_studies(folder: Path, loose: list[tuple[str, str, Path]], stratum: st
     return [_study(study, slots, "loose", stratum, None) for study, slots in groups.items()]
 
 
-def _study(study: str, slots: Mapping[str, list[Path]], layout: str, stratum: str, convention: Convention | None) -> Study:
+def _study(
+    study: str, slots: Mapping[str, list[Path]], layout: str, stratum: str, convention: Convention | None
+) -> Study:
     twice = {slot: files for slot, files in slots.items() if len(files) > 1}
     problem = "; ".join(
         f"{len(files)} files could be its {slot}: {', '.join(f.name for f in files)}" for slot, files in twice.items()
@@ -193,7 +216,9 @@ def _merged(studies: list[Study]) -> list[Study]:
             )  # fmt: skip
         else:
             where = sorted({str(f.path.parent) for s in (other, study) for f in [*s.images.values(), s.label] if f})
-            by_id[study.id] = replace(other, problem=f"study {study.id} is there twice: {', '.join(where)}. Keep one of them")
+            by_id[study.id] = replace(
+                other, problem=f"study {study.id} is there twice: {', '.join(where)}. Keep one of them"
+            )
     return list(by_id.values())
 
 
@@ -212,7 +237,14 @@ def _json_studies(record: Path, folder: Path, files: list[Path]) -> list[Study]:
     convention = convention_from_json(content.get("labels") or {}, record)
     if folder.name.startswith("labels"):
         return [
-            Study(image_stem(f) or f.name, {}, ImageFile(f), convention, "nnunet" if "channel_names" in content else "msd", folder.name)
+            Study(
+                image_stem(f) or f.name,
+                {},
+                ImageFile(f),
+                convention,
+                "nnunet" if "channel_names" in content else "msd",
+                folder.name,
+            )
             for f in files
         ]
     groups: dict[str, dict[str, ImageFile]] = defaultdict(dict)
@@ -253,7 +285,9 @@ def convention_from_json(labels: Mapping[str, Any], record: Path) -> Convention 
         named = {int(k): str(v) for k, v in flipped.items() if k.isdigit()} or {int(v): k for k, v in flipped.items()}
         pairs = {value: _tissue(name, record) for value, name in named.items() if value}
     if len(set(pairs.values())) != len(pairs):
-        raise InputError(f"{record} gives one tissue two label values: {dict(labels)}; say what they mean with --labels 1=ET,...")
+        raise InputError(
+            f"{record} gives one tissue two label values: {dict(labels)}; say what they mean with --labels 1=ET,..."
+        )
     return Convention(name_of(pairs) or "custom", tuple(sorted(pairs.items())), f"{record.name}")
 
 
@@ -261,7 +295,9 @@ def _region_values(labels: Mapping[str, Any], record: Path) -> dict[int, int]:
     """nnU-Net's region labels (whole tumour, tumour core, enhancing tumour as lists of values) as value -> class."""
     sets = sorted((set(v if isinstance(v, list) else [v]) for n, v in labels.items() if n != "background"), key=len)
     if len(sets) != 3 or not (sets[0] < sets[1] < sets[2] and [len(s) for s in sets] == [1, 2, 3]):
-        raise InputError(f"{record} has regions {dict(labels)}; expected whole tumour, tumour core and enhancing tumour, nested")
+        raise InputError(
+            f"{record} has regions {dict(labels)}; expected whole tumour, tumour core and enhancing tumour, nested"
+        )
     (et,), (ncr,), (ed,) = sets[0], sets[1] - sets[0], sets[2] - sets[1]
     return {int(ncr): NCR, int(ed): ED, int(et): ET}
 
@@ -270,7 +306,9 @@ def _tissue(name: str, record: Path) -> int:
     for pattern, tissue in _TISSUE_WORDS:
         if re.search(pattern, name.lower().replace("_", " ")):
             return tissue
-    raise InputError(f"{record} calls a label {name!r}; expected a name of {', '.join(CLASS_NAMES.values())}, or say it with --labels")
+    raise InputError(
+        f"{record} calls a label {name!r}; expected a name of {', '.join(CLASS_NAMES.values())}, or say it with --labels"
+    )
 
 
 def _gliomap_outputs(record: Path) -> tuple[list[Study], set[Path]]:
@@ -291,4 +329,3 @@ def _gliomap_outputs(record: Path) -> tuple[list[Study], set[Path]]:
 def parse_labels(text: str | None) -> Convention | None:
     """The convention given with ``--labels``, if one was given; raises UsageError for one that does not exist."""
     return None if text is None else parse_convention(text, "--labels")
-

@@ -25,7 +25,9 @@ def patient_folds(studies: Sequence[Study], count: int, seed: int) -> list[list[
         patients[stratum][study.patient].append(study.id)
     total = sum(len(members) for members in patients.values())
     if not 2 <= count <= total:
-        raise UsageError(f"cannot make {count} folds of {total} patients; expected at least 2 folds and no more than patients")
+        raise UsageError(
+            f"cannot make {count} folds of {total} patients; expected at least 2 folds and no more than patients"
+        )
     rng = np.random.default_rng(seed)
     folds: list[list[str]] = [[] for _ in range(count)]
     place = 0
@@ -53,6 +55,8 @@ def read_fold(path: Path, fold: int, studies: Sequence[Study]) -> tuple[list[Stu
     by_id = {s.id: s for s in studies}
     unknown = [i for ids in folds for i in ids if i not in by_id]
     if unknown:
-        raise InputError(f"{path} names {len(unknown)} studies that the data does not have, such as {unknown[0]}; split that data again")
+        raise InputError(
+            f"{path} names {len(unknown)} studies that the data does not have, such as {unknown[0]}; split that data again"
+        )
     training = [by_id[i] for number, ids in enumerate(folds) for i in ids if number != fold]
     return training, [by_id[i] for i in folds[fold]]

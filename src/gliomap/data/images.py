@@ -4,12 +4,12 @@ import bz2
 import gzip
 import io
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
 
 from gliomap.errors import InputError, import_extra
 from gliomap.volume import Volume
@@ -19,11 +19,6 @@ MAX_IMAGE_BYTES = 2**31
 
 _DATA_OFFSET = 352
 _BEST_RATIO = {".gz": 1032, ".bz2": 50_000}
-_NIFTI_OPENERS: dict[str, Callable[[Path], BinaryIO]] = {
-    ".nii": lambda path: path.open("rb"),
-    ".gz": lambda path: gzip.open(path, "rb"),
-    ".bz2": lambda path: bz2.open(path, "rb"),
-}
 SUFFIXES = (".nii.gz", ".nii.bz2", ".nii", ".mha")
 
 
@@ -121,11 +116,11 @@ def _copy_geometry(source: Any, header: Any) -> None:
 
 
 def _opened(path: Path) -> BinaryIO:
-    suffix = path.suffix.lower()
-    if image_stem(path) is None or suffix not in _NIFTI_OPENERS:
+    if image_stem(path) is None:
         raise InputError(f"{path} is not an image gliomap reads; expected {', '.join(SUFFIXES)}")
+    packed = {".gz": gzip.GzipFile, ".bz2": bz2.BZ2File}.get(path.suffix.lower())
     try:
-        return _NIFTI_OPENERS[suffix](path)
+        return cast(BinaryIO, packed(path)) if packed else path.open("rb")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 
@@ -159,14 +154,16 @@ def _read_header(path: Path, stream: BinaryIO) -> Any:
             header = nib.Nifti1Header.from_fileobj(io.BytesIO(start))
         else:
             raise InputError(f"{path} is not a NIfTI image (its first bytes are not a NIfTI header)")
-    except (EOFError, zlib.error, OSError, nib.spatialimages.HeaderDataError) as error:
+    except (EOFError, zlib.error, OSError, HeaderDataError) as error:
         raise _unreadable(path, error) from error
     shape = header.get_data_shape()
     if len(shape) < 3 or min(shape) < 1:
         raise InputError(f"{path} declares the shape {shape}; expected at least three dimensions of one voxel or more")
-    affine = header.get_best_affine()
+    affine = np.asarray(header.get_best_affine())
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
-        raise InputError(f"{path} has an affine that maps its voxels nowhere (not finite or singular); repair its header")
+        raise InputError(
+            f"{path} has an affine that maps its voxels nowhere (not finite or singular); repair its header"
+        )
     return header
 
 
@@ -224,4 +221,6 @@ def _read_mha(path: Path) -> tuple[Any, Any]:
 
 def _check_declared_size_mha(path: Path, size: tuple[int, ...]) -> None:
     if int(np.prod(size, dtype=object)) * 8 > MAX_IMAGE_BYTES:
-        raise InputError(f"{path} declares {tuple(size)} voxels, more than gliomap reads; its header is probably damaged")
+        raise InputError(
+            f"{path} declares {tuple(size)} voxels, more than gliomap reads; its header is probably damaged"
+        )

@@ -96,5 +96,3 @@ def cut(array: Array, start: Sequence[int], size: Sequence[int]) -> Array:
 
 def _some(points: Array, limit: int = 5000) -> Array:
     return points[:: -(-len(points) // limit)] if len(points) else points
-
-

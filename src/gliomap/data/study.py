@@ -52,7 +52,9 @@ class Study:
         """Who was examined: the id without the time point that BraTS 2023 and later append."""
         return re.sub(r"(?<=^BraTS-)(.+-\d+)-\d{3}$", r"\1", self.id)
 
-    def read(self, modalities: Sequence[str] = MODALITIES, *, skull_on_anyway: bool = False) -> tuple[Volume, list[str]]:
+    def read(
+        self, modalities: Sequence[str] = MODALITIES, *, skull_on_anyway: bool = False
+    ) -> tuple[Volume, list[str]]:
         """The modalities in that order as one float32 Volume (C, D, H, W) in RAS+, and what is odd about them.
 
         Raises:
@@ -103,11 +105,13 @@ class Study:
 def _same_grid(first: str, a: Volume, second: str, b: Volume) -> None:
     distance = grid_distance_mm(a, b)
     if distance > GRID_TOLERANCE_MM:
-        detail = f"shapes {a.shape[::-1]} and {b.shape[::-1]} (x, y, z)" if a.shape != b.shape else f"{distance:.1f} mm apart"
+        detail = (
+            f"shapes {a.shape[::-1]} and {b.shape[::-1]} (x, y, z)"
+            if a.shape != b.shape
+            else f"{distance:.1f} mm apart"
+        )
         raise InputError(
             f"{first} and {second} are on different grids ({detail}); expected co-registered images with one shape and affine "
             f"(within {GRID_TOLERANCE_MM} mm). Register and resample them to one of them first, for example with BrainLes, ANTs "
             "or 3D Slicer"
         )
-
-

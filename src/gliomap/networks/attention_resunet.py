@@ -113,7 +113,7 @@ class AttentionResUNet(Network):
 
     size_divisor = 16
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - every size of the network is a named argument
         self,
         in_channels: int = 4,
         out_channels: int = 4,
@@ -132,7 +132,9 @@ class AttentionResUNet(Network):
             return ResidualBlock(i, o, post_activation=post_activation)
 
         inputs = [in_channels, *widths[:-1]]
-        self.encoder = nn.ModuleList(nn.Sequential(block(i, o), block(o, o)) for i, o in zip(inputs, widths, strict=True))
+        self.encoder = nn.ModuleList(
+            nn.Sequential(block(i, o), block(o, o)) for i, o in zip(inputs, widths, strict=True)
+        )
         self.gates = nn.ModuleList(_gate(gate, width, se_reduction) for width in widths)
         self.pool = nn.MaxPool3d(2)
         self.bottleneck = nn.Sequential(block(widths[-1], widths[-1]), block(widths[-1], widths[-1]))

@@ -36,9 +36,16 @@ SMALL = replace(
     network=NetworkSpec("attention_resunet", {"base": 8, "gate": "free", "fusion": True}),
     preprocessing=Preprocessing(spacing_mm=2.0),
     augmentation=Augmentation(
-        flips=True, rotation_degrees=15.0, scale=0.15, elastic_voxels=1.0, elastic_spacing=20,
-        intensity_scale=0.2, intensity_shift=0.2, gamma=(0.7, 1.4), noise=0.1,
-    ),  # fmt: skip
+        flips=True,
+        rotation_degrees=15.0,
+        scale=0.15,
+        elastic_voxels=1.0,
+        elastic_spacing=20,
+        intensity_scale=0.2,
+        intensity_shift=0.2,
+        gamma=(0.7, 1.4),
+        noise=0.1,
+    ),
     training=Training(
         patches=6000,
         patch_size=(64, 80, 64),

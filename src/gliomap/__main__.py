@@ -1,0 +1,5 @@
+"""`python -m gliomap`."""
+
+from gliomap.cli import main
+
+main()

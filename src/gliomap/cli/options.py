@@ -1,0 +1,38 @@
+"""Options that several verbs share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gliomap.errors import UsageError
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="Where the results go.")]
+Labels = Annotated[
+    str | None,
+    typer.Option(help="What label values mean: brats2021, brats2023, brats2024, msd, audit, or 1=ET,2=NCR,3=ED."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and no text.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Print a traceback when something fails.")]
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def seconds(text: str | None) -> float | None:
+    """Seconds in a duration such as 90s, 20m or 8h.
+
+    Raises:
+        UsageError: the text is no duration.
+    """
+    if text is None:
+        return None
+    try:
+        value = float(text[:-1]) * _UNITS[text[-1:]]
+    except (KeyError, ValueError) as error:
+        raise UsageError(f"cannot read the time {text!r}; expected a number with s, m or h, such as 20m") from error
+    if not value > 0:
+        raise UsageError(f"the time {text!r} is not positive; expected such as 20m")
+    return value

@@ -1,0 +1,49 @@
+"""What verbs print: small tables and lines on standard output, paths always whole."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+REGION_TITLES = {"ET": "enhancing tumour", "TC": "tumour core", "WT": "whole tumour"}
+
+
+def console() -> Console:
+    """Standard output; lines are never folded, so that a path can be copied."""
+    return Console(soft_wrap=True, highlight=False)
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table with the first column left and the others right."""
+    grid = Table(box=None, pad_edge=False)
+    for number, header in enumerate(headers):
+        grid.add_column(header, justify="left" if number == 0 else "right")
+    for row in rows:
+        grid.add_row(*row)
+    console().print(grid)
+
+
+def lines(*texts: str) -> None:
+    """Plain lines, whatever they contain."""
+    for text in texts:
+        console().print(text, markup=False)
+
+
+def counts(layouts: Mapping[str, int]) -> None:
+    """How many studies were found, by layout."""
+    lines(*(f"found {count} {'study' if count == 1 else 'studies'}: {layout}" for layout, count in layouts.items()))
+
+
+def failures(failed: Mapping[str, str]) -> None:
+    """The studies that failed and why, on standard error."""
+    out = Console(stderr=True, soft_wrap=True)
+    for study, reason in failed.items():
+        out.print(f"failed: {study}: {reason}", style="red", markup=False, highlight=False)
+
+
+def as_json(value: Any) -> None:
+    """A value as JSON on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,151 @@
+"""gliomap evaluate: label maps, or what a model makes of the images, against the truth; one row per study, region and metric."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gliomap.classes import REGIONS
+from gliomap.data.datasets import find_studies, parse_labels
+from gliomap.data.images import image_stem
+from gliomap.data.study import GRID_TOLERANCE_MM, ImageFile, Study
+from gliomap.engines import find_device, load_network, torch_engine
+from gliomap.errors import GliomapError, InputError
+from gliomap.files import json_bytes, sha256, write_files
+from gliomap.manifest import RunRecord
+from gliomap.metrics import measure
+from gliomap.model_file import load_model
+from gliomap.progress import progress_bar
+from gliomap.rows import Row, failed_row, rows_csv, score_rows
+from gliomap.segmenter import Segmenter
+from gliomap.volume import Volume, grid_distance_mm
+
+Predict = Callable[[Study], Volume]
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What `evaluate` is asked for.
+
+    ``predictions`` is a folder of label maps, one label map, or a model file; ``truth`` a folder of labelled studies.
+    ``labels`` and ``truth_labels`` say what the values mean where nothing else does.
+    """
+
+    predictions: Path
+    truth: Path
+    output: Path
+    labels: str | None = None
+    truth_labels: str | None = None
+    device: str = "auto"
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """The rows, and the studies that could not be scored with the reason."""
+
+    rows: list[Row]
+    failed: dict[str, str]
+
+
+def evaluate(options: EvaluateOptions) -> EvaluateResult:
+    """Score every labelled study of ``truth``; a study without a prediction is counted as failed, never dropped.
+
+    Raises:
+        InputError: there is no labelled study or no prediction at all, or the table cannot be written.
+        IntegrityError: the model file is not what it says.
+    """
+    record = RunRecord("evaluate", options)
+    studies = [s for s in find_studies(options.truth, parse_labels(options.truth_labels)) if s.label is not None]
+    if not studies:
+        raise InputError(f"{options.truth} has no label maps; expected labelled studies to compare with")
+    name, predict = _predictor(options, studies)
+    rows: list[Row] = []
+    failed: dict[str, str] = {}
+    with progress_bar("scoring", len(studies), quiet=options.quiet) as bar:
+        for study in studies:
+            bar.say(study.id)
+            try:
+                rows += _score(study, name, predict)
+            except GliomapError as error:
+                failed[study.id] = str(error)
+                rows.append(failed_row(study.id, name))
+            bar.advance()
+    if len(failed) == len(studies):
+        raise InputError(
+            f"none of the {len(studies)} studies can be scored; the first, {studies[0].id}: {failed[studies[0].id]}"
+        )
+    outcome = {"model": name, "scored": [s.id for s in studies if s.id not in failed], "failed": failed}
+    labels = {s.id: sha256(s.label.path) for s in studies if s.label and s.id not in failed}
+    record_path = options.output.with_name(f"{options.output.stem}.run.json")
+    content = json_bytes(record.content(**outcome, truth_sha256=labels))
+    write_files({options.output: rows_csv(rows), record_path: content})
+    return EvaluateResult(rows, failed)
+
+
+def summarise(rows: list[Row], metric: str) -> dict[str, tuple[float, float, int, int]]:
+    """For each region the mean and median of a metric, how many values they are of, and how many are missing."""
+    out = {}
+    for region in REGIONS:
+        values = [r.value for r in rows if r.region == region and r.metric == metric]
+        known = [v for v in values if v is not None]
+        missing = len(values) - len(known) + sum(r.status == "failed" for r in rows)
+        mean, median = (float(np.mean(known)), float(np.median(known))) if known else (math.nan, math.nan)
+        out[region] = (mean, median, len(known), missing)
+    return out
+
+
+def _score(study: Study, name: str, predict: Predict) -> list[Row]:
+    truth = study.read_classes()[0]
+    prediction = predict(study)
+    distance = grid_distance_mm(prediction, truth)
+    if distance > GRID_TOLERANCE_MM:
+        detail = (
+            f"shapes {prediction.shape[::-1]} and {truth.shape[::-1]}"
+            if math.isinf(distance)
+            else f"{distance:.1f} mm apart"
+        )
+        raise InputError(
+            f"the prediction and the truth of {study.id} are on different grids ({detail}); resample the prediction first"
+        )
+    return score_rows(study.id, name, measure(prediction.array[0], truth.array[0], truth.spacing_mm))
+
+
+def _predictor(options: EvaluateOptions, studies: list[Study]) -> tuple[str, Predict]:
+    path = options.predictions
+    if path.suffix == ".safetensors":
+        model = load_model(path)
+        device = find_device(options.device)
+        network = load_network(model, device)
+        segmenter = Segmenter(model.recipe, torch_engine(network, device), network.size_divisor)
+        return model.name, lambda study: segmenter(study.read(model.recipe.modalities)[0])
+    predictions = _label_maps(options, studies)
+    return path.name, lambda study: _read_prediction(study, predictions)
+
+
+def _label_maps(options: EvaluateOptions, studies: list[Study]) -> dict[str, Study]:
+    labels = parse_labels(options.labels)
+    path = options.predictions
+    if path.is_file() and len(studies) == 1:
+        return {studies[0].id: Study(studies[0].id, {}, ImageFile(path), labels or studies[0].convention)}
+    named = {image_stem(f): f for f in sorted(path.rglob("*")) if image_stem(f)} if path.is_dir() else {}
+    found = {s.id: Study(s.id, {}, ImageFile(named[s.id]), labels) for s in studies if s.id in named}
+    try:
+        found = {s.id: s for s in find_studies(path, labels) if s.label is not None} | found
+    except InputError:
+        if not found:
+            raise
+    if not any(s.id in found for s in studies):
+        raise InputError(
+            f"{path} has no label map for any of the {len(studies)} studies in {options.truth}, such as {studies[0].id}; "
+            "expected ID.nii.gz, ID_seg.nii.gz, ID-seg.nii.gz or ID/segmentation.nii.gz"
+        )
+    return found
+
+
+def _read_prediction(study: Study, predictions: dict[str, Study]) -> Volume:
+    if study.id not in predictions:
+        raise InputError(f"there is no prediction for {study.id}")
+    return predictions[study.id].read_classes()[0]
