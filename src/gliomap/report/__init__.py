@@ -1,0 +1,1 @@
+"""Rows and arrays become self-contained HTML pages; nothing here knows a verb."""
