@@ -1,7 +1,6 @@
 """Resume state: tensors and plain types, written whole, read without unpickling code. It never ships."""
 
 import io
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """The training state in a file.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or it cannot be read.
         IntegrityError: it is damaged or holds anything but tensors and plain types.
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist, so there is nothing to resume; train without --resume")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise IntegrityError(
-            f"{path} is damaged or not a checkpoint of gliomap: {str(error).splitlines()[0]}"
-        ) from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # damaged bytes make torch's readers fail in about any way
+        reason = str(error).partition("\n")[0]
+        raise IntegrityError(f"{path} is damaged or not a checkpoint of gliomap: {reason}") from error

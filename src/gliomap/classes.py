@@ -126,7 +126,7 @@ def convention_from_values(labels: Array) -> Convention | None:
 
     Value 4 without 3 is BraTS 2017 to 2021. Values 1, 2, 3 mean three different things and are never decided here.
     """
-    present = {int(v) for v in np.unique(labels).tolist() if v}
+    present = {v for v in np.unique(labels).tolist() if v}
     if 4 in present and 3 not in present and present <= set(CONVENTIONS["brats2021"]):
         return named_convention("brats2021", "its values (4 without 3)")
     fitting = {name: table for name, table in CONVENTIONS.items() if present <= set(table)}
@@ -139,7 +139,7 @@ def convention_from_values(labels: Array) -> Convention | None:
 
 def refuse_ambiguous(labels: Array, hint: str) -> InputError:
     """The error for label values that several conventions read differently; names the candidates and the hint."""
-    present = {int(v) for v in np.unique(labels).tolist() if v}
+    present = {v for v in np.unique(labels).tolist() if v}
     candidates = [str(named_convention(n, "")) for n, table in CONVENTIONS.items() if present <= set(table)]
     meaning = "; ".join(candidates) if candidates else "no known convention"
     return InputError(

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gliomap.errors import IntegrityError
+from gliomap.errors import IntegrityError, UsageError
 from gliomap.model_file import Model
 from gliomap.networks import Network, build_network
 
@@ -53,7 +53,17 @@ def channels_last(network: Network) -> Network:
 
 
 def find_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one, else the CPU; other names as torch knows them."""
+    """``auto`` is CUDA where there is one, else the CPU; other names as torch knows them.
+
+    Raises:
+        UsageError: torch knows no such device, or this machine has no CUDA.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"no device is called {name!r}; expected auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("torch finds no CUDA device on this machine; choose --device cpu, or install torch with CUDA")
+    return device

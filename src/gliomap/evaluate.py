@@ -133,7 +133,7 @@ def _label_maps(options: EvaluateOptions, studies: list[Study]) -> dict[str, Stu
     named = {image_stem(f): f for f in sorted(path.rglob("*")) if image_stem(f)} if path.is_dir() else {}
     found = {s.id: Study(s.id, {}, ImageFile(named[s.id]), labels) for s in studies if s.id in named}
     try:
-        found = {s.id: s for s in find_studies(path, labels) if s.label is not None} | found
+        found |= {s.id: s for s in find_studies(path, labels) if s.label is not None}
     except InputError:
         if not found:
             raise

@@ -23,7 +23,7 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
     temporary: dict[Path, Path] = {}
     try:
         for path, content in contents.items():
-            made += _make_folder(path.parent)
+            _make_folder(path.parent, made)
             temporary[path] = _write_temporary(path, content)
         for path, written in temporary.items():
             os.replace(written, path)
@@ -70,10 +70,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _make_folder(folder: Path) -> list[Path]:
-    missing = [p for p in (folder, *folder.parents) if not p.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    return missing[::-1]
+def _make_folder(folder: Path, made: list[Path]) -> None:
+    """Make a folder and its parents, adding each to ``made`` at once: a later one may fail."""
+    for missing in [p for p in (folder, *folder.parents) if not p.exists()][::-1]:
+        missing.mkdir(exist_ok=True)
+        made.append(missing)
 
 
 def _write_temporary(path: Path, content: bytes) -> Path:

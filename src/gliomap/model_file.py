@@ -45,6 +45,7 @@ def content_hash(weights: dict[str, Array]) -> str:
 
 def save_model(path: Path, recipe: Recipe, weights: dict[str, Array], card: dict[str, Any]) -> str:
     """Write a model file whole or not at all; returns its content hash."""
+    weights = {name: np.asarray(array, order="C") for name, array in weights.items()}  # safetensors ignores strides
     digest = content_hash(weights)
     header = {
         "format_version": FORMAT_VERSION,
@@ -75,7 +76,7 @@ def load_model(path: Path) -> Model:
         with safetensors.safe_open(path, framework="numpy") as stored:
             header = stored.metadata() or {}
             weights = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a dict
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, TypeError, AttributeError) as error:  # the last two: types that numpy lacks
         raise IntegrityError(f"{path} is not a safetensors file: {error}") from error
     return _checked(path, header, weights)
 
@@ -96,7 +97,7 @@ def _checked(path: Path, header: dict[str, str], weights: dict[str, Array]) -> M
         members = json.loads(header["members"])
         recipe = recipe_from_json(json.dumps(members[0]["recipe"]))
         card = json.loads(header["card"])
-    except (KeyError, IndexError, ValueError, UsageError) as error:
+    except (LookupError, TypeError, ValueError, RecursionError, UsageError) as error:
         raise IntegrityError(f"the header of {path} cannot be read: {error}") from error
     return Model(path.stem, recipe, weights, card, digest)
 

@@ -9,7 +9,7 @@ import pydantic
 from gliomap.classes import ALL_CLASSES, Target
 from gliomap.errors import UsageError
 
-_STRICT = pydantic.ConfigDict(extra="forbid")
+_STRICT = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)

@@ -86,11 +86,21 @@ def read_rows(text: str) -> list[Row]:
     """The rows of a CSV table written by `rows_csv`.
 
     Raises:
-        InputError: the header is another one.
+        InputError: the header is another one, or a line does not fit it.
     """
     reader = csv.DictReader(io.StringIO(text))
     if reader.fieldnames != [f.name for f in fields(Row)]:
         raise InputError(
             f"not a table of scores: its columns are {reader.fieldnames}; expected {[f.name for f in fields(Row)]}"
         )
-    return [Row(**(line | {"value": float(line["value"]) if line["value"] else None})) for line in reader]  # pyright: ignore
+    return [_read_row(line, reader.line_num) for line in reader]
+
+
+def _read_row(line: Mapping[str | None, str | None], number: int) -> Row:
+    if None in line or None in line.values():
+        raise InputError(f"line {number} of the table of scores has too few or too many values; is it cut off?")
+    try:
+        value = float(line["value"]) if line["value"] else None
+    except ValueError as error:
+        raise InputError(f"line {number} of the table of scores has the value {line['value']!r}, no number") from error
+    return Row(**{**line, "value": value})  # pyright: ignore

@@ -6,6 +6,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from gliomap.classes import Target
 from gliomap.postprocess import postprocess
@@ -47,7 +48,7 @@ class Segmenter:
         probabilities = activate(logits, self.recipe.target)
         box = brain_box(volume)
         crop = volume.crop(box)
-        if prepared.shape != crop.shape:
+        if self.recipe.preprocessing.spacing_mm is not None:
             z, y, x = (fine / coarse for fine, coarse in zip(crop.spacing_mm, prepared.spacing_mm, strict=True))
             probabilities = resample(probabilities, crop.shape, (z, y, x))
         return crop.with_array(probabilities)
@@ -79,7 +80,7 @@ class Segmenter:
 def activate(logits: Array, target: Target) -> Array:
     """Probabilities (K, D, H, W) of logits: softmax over the channels or a sigmoid each."""
     if target.kind == "sigmoid":
-        return 1 / (1 + np.exp(-logits))
+        return expit(logits)
     out = np.exp(logits - logits.max(0))
     out /= out.sum(0)
     return out
@@ -113,10 +114,10 @@ def window_starts(size: tuple[int, ...], window: Size, overlap: float) -> list[t
 
 
 def gaussian_weight(window: Size) -> Array:
-    """A window's weight (D, H, W): a gaussian about its centre, nowhere below a thousandth of its peak."""
+    """A window's weight (D, H, W): a gaussian about its centre, nowhere below 0.001, as MONAI's."""
     axes = [np.exp(-0.5 * ((np.arange(n) - (n - 1) / 2) / (WINDOW_SIGMA * n)) ** 2) for n in window]
     weight = np.einsum("i,j,k->ijk", *axes).astype(np.float32)
-    return np.maximum(weight, weight.max() * 1e-3)
+    return np.maximum(weight, np.float32(1e-3))
 
 
 def _batches(items: list[tuple[int, ...]], size: int) -> Iterator[list[tuple[int, ...]]]:

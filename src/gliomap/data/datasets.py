@@ -38,17 +38,19 @@ DATASETS: dict[str, Dataset] = {
         r"brats2021_.+", "_", _OLD_WORDS, "seg", "brats2021", "BraTS2021_Phantom{version}_{number:05d}"
     ),
     "brats2023": Dataset(
-        r"brats-\w+-\d+-0\d\d", "-", _NEW_WORDS, "seg", "brats2023", "BraTS-Phantom{version}-{number:05d}-000"
+        r"brats-(?!ped)\w+-\d+-0\d\d", "-", _NEW_WORDS, "seg", "brats2023", "BraTS-Phantom{version}-{number:05d}-000"
     ),
     "brats2024": Dataset(
-        r"brats-\w+-\d+-1\d\d", "-", _NEW_WORDS, "seg", "brats2024", "BraTS-Phantom{version}-{number:05d}-100"
+        r"brats-(?!ped)\w+-\d+-1\d\d", "-", _NEW_WORDS, "seg", "brats2024", "BraTS-Phantom{version}-{number:05d}-100"
     ),
 }
-"""Namings that say which dataset a study is from. In 2024 the post-treatment time points count from 100."""
+"""Namings that say which dataset a study is from. In 2024 the post-treatment time points count from 100. The paediatric
+studies (PED) are named alike in years whose labels differ, so that their names say nothing about their labels."""
 
 _FLAIR = {"flair", "t2f", "t2flair", "fla"}
 _T1C = {"t1c", "t1ce", "t1gd", "t1wgd", "t1wce", "t1post", "t1contrast", "t1km", "t1ca"}
 _CONTRAST = {"gd", "ce", "c", "post", "contrast", "postcontrast", "postgd", "gad", "gado", "enhanced", "km"}
+_NO_CONTRAST = {"pre", "precontrast", "native", "plain", "no", "non", "noncontrast", "without", "unenhanced"}
 _T1 = {"t1", "t1n", "t1w", "t1pre", "t1native"}
 _T2 = {"t2", "t2w", "t2tse"}
 _LABEL = {"seg", "segmentation", "label", "labels", "mask", "truth", "gt", "groundtruth", "annotation"}
@@ -56,8 +58,8 @@ _NOT_A_LABEL = {"brain", "brainmask", "bet"}
 
 _TISSUE_WORDS: tuple[tuple[str, int], ...] = (
     (r"resection|cavity|\brc\b", RC),
-    (r"oedema|edema|\bed\b|snfh|peritumou?ral|invaded", ED),
-    (r"necro|non-?_?\s?enhanc|\bncr\b|\bnet\b|\bnetc\b", NCR),
+    (r"oedema|edema|\bed\b|snfh|flair|peritumou?ral|invaded", ED),
+    (r"necro|non.*enhanc|unenhanc|\bncr\b|\bnet\b|\bnetc\b", NCR),
     (r"enhanc|\bet\b|active", ET),
 )
 
@@ -77,19 +79,20 @@ def find_studies(path: Path, labels: Convention | None = None) -> list[Study]:
         )
     by_folder: dict[Path, list[Path]] = defaultdict(list)
     records: list[Path] = []
-    for file in _files_below(path):
+    files, errors = _files_below(path)
+    for file in files:
         if image_stem(file) is not None and not file.name.startswith("."):
             by_folder[file.parent].append(file)
         elif file.name == "run.json":
             records.append(file)
-    studies: list[Study] = []
+    studies = [_unreadable_folder(path, error) for error in errors]
     for record in records:
         found, taken = _gliomap_outputs(record)
         studies += found
         for file in taken & {f for files in by_folder.values() for f in files}:
             by_folder[file.parent].remove(file)
-    for folder, files in by_folder.items():
-        studies += _studies_in_folder(path, folder, files)
+    for folder, inside in by_folder.items():
+        studies += _studies_in_folder(path, folder, inside)
     if not studies:
         raise InputError(
             f"{path} holds no study gliomap recognises; expected files named by modality, such as t1.nii.gz, flair.nii.gz"
@@ -99,18 +102,27 @@ def find_studies(path: Path, labels: Convention | None = None) -> list[Study]:
     return sorted(_merged(studies), key=lambda s: s.id)
 
 
-def _files_below(path: Path) -> list[Path]:
-    """Every file below a folder, linked folders included, each real folder once."""
+def _files_below(path: Path) -> tuple[list[Path], list[OSError]]:
+    """Every file below a folder, linked folders included, each real folder once, and which folders cannot be read."""
     seen: set[str] = set()
     files: list[Path] = []
-    for folder, inner, names in os.walk(path, followlinks=True):
+    errors: list[OSError] = []
+    for folder, inner, names in os.walk(path, onerror=errors.append, followlinks=True):
+        inner.sort()
         real = os.path.realpath(folder)
         if real in seen:
             inner.clear()
             continue
         seen.add(real)
         files += [Path(folder, name) for name in names]
-    return sorted(files)
+    return sorted(files), errors
+
+
+def _unreadable_folder(root: Path, error: OSError) -> Study:
+    message = f"cannot read the folder {error.filename}: {error.strerror or error}"
+    if Path(error.filename) == root:
+        raise InputError(message) from error
+    return Study(os.path.relpath(error.filename, root), {}, layout="unreadable folder", problem=message)
 
 
 def study_from_files(files: Mapping[str, Path], label: Path | None = None, labels: Convention | None = None) -> Study:
@@ -153,8 +165,9 @@ def _studies_in_folder(root: Path, folder: Path, files: list[Path]) -> list[Stud
 def _loose_studies(folder: Path, loose: list[tuple[str, str, Path]], stratum: str) -> list[Study]:
     several = len({slot for slot, _, _ in loose}) < len(loose) and len({rest for _, rest, _ in loose}) > 1
     groups: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    name = os.path.basename(os.path.abspath(folder))  # the folder may be "."
     for slot, rest, file in loose:
-        groups[rest if several else folder.name][slot].append(file)
+        groups[rest if several else name][slot].append(file)
     return [_study(study, slots, "loose", stratum, None) for study, slots in groups.items()]
 
 
@@ -191,12 +204,12 @@ def _loose_name(stem: str) -> tuple[str, str] | None:
             return None
     elif lower & _FLAIR:
         slot, used = "flair", _FLAIR | _T2
-    elif lower & _T1C or (lower & _T1 and lower & _CONTRAST):
+    elif lower & _T1C or (lower & _T1 and lower & _CONTRAST and not lower & _NO_CONTRAST):
         slot, used = "t1c", _T1C | _T1 | _CONTRAST
     elif lower & _T2:
         slot, used = "t2", _T2
     elif lower & _T1:
-        slot, used = "t1", _T1
+        slot, used = "t1", _T1 | (_NO_CONTRAST | _CONTRAST if lower & _NO_CONTRAST else set())
     else:
         return None
     return slot, "_".join(w for w in words if w.lower() not in used)
@@ -209,7 +222,7 @@ def _merged(studies: list[Study]) -> list[Study]:
         other = by_id.get(study.id)
         if other is None:
             by_id[study.id] = study
-        elif not (set(study.images) & set(other.images)) and not (study.label and other.label):
+        elif not _clash(study, other):
             by_id[study.id] = replace(
                 other, images={**other.images, **study.images}, label=other.label or study.label,
                 convention=other.convention or study.convention, problem=other.problem or study.problem,
@@ -222,6 +235,13 @@ def _merged(studies: list[Study]) -> list[Study]:
     return list(by_id.values())
 
 
+def _clash(a: Study, b: Study) -> bool:
+    """Whether two studies of one id cannot be parts of one: a folder's name alone does not say that images belong together."""
+    named_by_folder = any(f.path.parent.name == s.id for s in (a, b) for f in s.images.values() if s.layout == "loose")
+    images = set(a.images) & set(b.images) or (a.images and b.images and named_by_folder)
+    return bool(images or (a.label and b.label))
+
+
 def _governing_json(folder: Path) -> Path | None:
     for parent in (folder, folder.parent):
         candidate = parent / "dataset.json"
@@ -232,32 +252,30 @@ def _governing_json(folder: Path) -> Path | None:
 
 def _json_studies(record: Path, folder: Path, files: list[Path]) -> list[Study]:
     content = read_json(record)
-    channels = content.get("channel_names") or content.get("modality") or {}
+    channels = (content.get("channel_names") or content.get("modality")) if isinstance(content, dict) else None
+    if not isinstance(channels, dict) or not all(str(number).isdigit() for number in channels):
+        raise InputError(
+            f'{record} does not say what its channels are; expected "channel_names" (nnU-Net) or "modality" (Decathlon), '
+            'such as {"0": "T1", "1": "T1c", "2": "T2", "3": "FLAIR"}'
+        )
     order = {int(number): _channel_modality(str(name), record) for number, name in channels.items()}
     convention = convention_from_json(content.get("labels") or {}, record)
-    if folder.name.startswith("labels"):
-        return [
-            Study(
-                image_stem(f) or f.name,
-                {},
-                ImageFile(f),
-                convention,
-                "nnunet" if "channel_names" in content else "msd",
-                folder.name,
-            )
-            for f in files
-        ]
+    nnunet = "channel_names" in content
     groups: dict[str, dict[str, ImageFile]] = defaultdict(dict)
+    labels: list[Study] = []
     layout = "msd"
     for file in files:
         stem = image_stem(file) or ""
         numbered = re.fullmatch(r"(.+)_(\d{4})", stem)
-        if numbered and ("channel_names" in content or int(numbered[2]) in order):
+        if folder.name.startswith("labels") or (nnunet and not numbered and folder == record.parent):
+            # nnU-Net copies the dataset.json to its predictions
+            labels.append(Study(stem, {}, ImageFile(file), convention, "nnunet" if nnunet else "msd", folder.name))
+        elif numbered and (nnunet or int(numbered[2]) in order):
             layout = "nnunet"
             groups[numbered[1]][order.get(int(numbered[2]), "")] = ImageFile(file)
         else:
             groups[stem] = {modality: ImageFile(file, channel) for channel, modality in order.items()}
-    return [
+    return labels + [
         Study(study, {m: images[m] for m in MODALITIES if m in images}, None, convention, layout)
         for study, images in groups.items()
     ]
@@ -278,12 +296,19 @@ def convention_from_json(labels: Mapping[str, Any], record: Path) -> Convention 
     """
     if not labels:
         return None
-    if any(isinstance(v, list) for v in labels.values()):
-        pairs = _region_values(labels, record)
-    else:
-        flipped = {str(k): int(v) if isinstance(v, int) or str(v).isdigit() else v for k, v in labels.items()}
-        named = {int(k): str(v) for k, v in flipped.items() if k.isdigit()} or {int(v): k for k, v in flipped.items()}
-        pairs = {value: _tissue(name, record) for value, name in named.items() if value}
+    try:
+        if any(isinstance(v, list) for v in labels.values()):
+            pairs = _region_values(labels, record)
+        else:
+            flipped = {str(k): int(v) if isinstance(v, int) or str(v).isdigit() else v for k, v in labels.items()}
+            named = {int(k): str(v) for k, v in flipped.items() if k.isdigit()} or {
+                int(v): k for k, v in flipped.items()
+            }
+            pairs = {value: _tissue(name, record) for value, name in named.items() if value}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f'{record} has labels that cannot be read: {labels}; expected whole numbers and names, such as {{"edema": 1}}'
+        ) from error
     if len(set(pairs.values())) != len(pairs):
         raise InputError(
             f"{record} gives one tissue two label values: {dict(labels)}; say what they mean with --labels 1=ET,..."

@@ -48,7 +48,7 @@ def read_fold(path: Path, fold: int, studies: Sequence[Study]) -> tuple[list[Stu
     """
     content: Any = read_json(path)
     folds = content.get("folds") if isinstance(content, dict) else None
-    if not isinstance(folds, list):
+    if not isinstance(folds, list) or not all(isinstance(ids, list) for ids in folds):
         raise InputError(f"{path} is no folds.json; make one with: gliomap split DATA -o folds.json")
     if not 0 <= fold < len(folds):
         raise UsageError(f"{path} has folds 0 to {len(folds) - 1}; got --fold {fold}")
@@ -58,5 +58,8 @@ def read_fold(path: Path, fold: int, studies: Sequence[Study]) -> tuple[list[Stu
         raise InputError(
             f"{path} names {len(unknown)} studies that the data does not have, such as {unknown[0]}; split that data again"
         )
+    listed = [i for ids in folds for i in ids]
+    if len(set(listed)) != len(listed):
+        raise InputError(f"{path} has a study in two folds; expected each in one. Split that data again")
     training = [by_id[i] for number, ids in enumerate(folds) for i in ids if number != fold]
     return training, [by_id[i] for i in folds[fold]]

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, cast
 import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from gliomap.errors import InputError, import_extra
 from gliomap.volume import Volume
@@ -18,7 +19,8 @@ MAX_IMAGE_BYTES = 2**31
 """Largest declared size of one uncompressed image that is read (2 GiB: 512 x 512 x 512 voxels of 16 bytes)."""
 
 _DATA_OFFSET = 352
-_BEST_RATIO = {".gz": 1032, ".bz2": 50_000}
+_STEP_BYTES = 2**24
+_BEST_RATIO = {".gz": 1032, ".bz2": 1_500_000}  # gzip's own limit; an empty label map reaches 1.3 million with bzip2
 SUFFIXES = (".nii.gz", ".nii.bz2", ".nii", ".mha")
 
 
@@ -112,7 +114,7 @@ def _copy_geometry(source: Any, header: Any) -> None:
                   "srow_x", "srow_y", "srow_z"):  # fmt: skip
         header[field] = source[field]
     header["pixdim"][:4] = source["pixdim"][:4]
-    header.set_xyzt_units(*source.get_xyzt_units())
+    header["xyzt_units"] = int(source["xyzt_units"]) & 0x3F  # six bits are defined
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -128,7 +130,7 @@ def _opened(path: Path) -> BinaryIO:
 def _read_nifti(path: Path) -> tuple[Any, Any]:
     with _opened(path) as stream:
         header = _read_header(path, stream)
-        offset = int(header["vox_offset"]) or 352
+        offset = int(header["vox_offset"]) or header.single_vox_offset
         dtype, shape = header.get_data_dtype(), header.get_data_shape()
         if dtype.kind not in "iuf":
             raise InputError(f"{path} holds voxels of type {dtype}; expected whole or real numbers")
@@ -139,7 +141,9 @@ def _read_nifti(path: Path) -> tuple[Any, Any]:
     array = np.frombuffer(raw, dtype, count, offset).reshape(shape[::-1])
     slope, inter = header.get_slope_inter()
     if slope is not None and (slope, inter) != (1.0, 0.0):
-        array = array.astype(np.float32) * np.float32(slope) + np.float32(inter)
+        with np.errstate(over="ignore"):  # infinite intensities are refused where images are checked
+            array = array.astype(np.float32) * np.float32(slope) + np.float32(inter)
+        return array, header.get_best_affine()
     return array.astype(dtype.newbyteorder("="), copy=False), header.get_best_affine()
 
 
@@ -154,12 +158,15 @@ def _read_header(path: Path, stream: BinaryIO) -> Any:
             header = nib.Nifti1Header.from_fileobj(io.BytesIO(start))
         else:
             raise InputError(f"{path} is not a NIfTI image (its first bytes are not a NIfTI header)")
-    except (EOFError, zlib.error, OSError, HeaderDataError) as error:
+        header.get_slope_inter()
+        affine = np.asarray(header.get_best_affine())
+    except (EOFError, zlib.error, OSError, HeaderDataError, WrapStructError, ValueError) as error:
         raise _unreadable(path, error) from error
     shape = header.get_data_shape()
     if len(shape) < 3 or min(shape) < 1:
         raise InputError(f"{path} declares the shape {shape}; expected at least three dimensions of one voxel or more")
-    affine = np.asarray(header.get_best_affine())
+    if not np.isfinite(header["vox_offset"]):
+        raise InputError(f"{path} says its voxels start nowhere (vox_offset is not finite); repair its header")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
         raise InputError(
             f"{path} has an affine that maps its voxels nowhere (not finite or singular); repair its header"
@@ -178,10 +185,12 @@ def _check_declared_size(path: Path, needed: int, shape: tuple[int, ...]) -> Non
         raise _too_short(path, needed, f"its {on_disk} bytes on disk cannot hold them")
 
 
-def _read_exactly(path: Path, stream: BinaryIO, needed: int) -> bytes:
+def _read_exactly(path: Path, stream: BinaryIO, needed: int) -> bytearray:
+    raw = bytearray()  # grows with what is really there, whatever the header promises
     try:
         stream.seek(0)
-        raw = stream.read(needed)
+        while len(raw) < needed and (part := stream.read(min(needed - len(raw), _STEP_BYTES))):
+            raw += part
         stream.read(1)  # the end of the stream is where gzip and bzip2 keep their check sums
     except (EOFError, zlib.error, OSError) as error:
         raise _unreadable(path, error) from error
@@ -220,6 +229,8 @@ def _read_mha(path: Path) -> tuple[Any, Any]:
 
 
 def _check_declared_size_mha(path: Path, size: tuple[int, ...]) -> None:
+    if len(size) < 3:
+        raise InputError(f"{path} has the shape {tuple(size)}; expected at least three dimensions")
     if int(np.prod(size, dtype=object)) * 8 > MAX_IMAGE_BYTES:
         raise InputError(
             f"{path} declares {tuple(size)} voxels, more than gliomap reads; its header is probably damaged"

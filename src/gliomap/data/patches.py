@@ -39,7 +39,7 @@ def prepare_study(study: Study, recipe: Recipe) -> tuple[PreparedStudy, list[str
     images = prepare(volume, recipe.preprocessing)
     box = brain_box(volume)
     classes = labels.array[0][box.slices]
-    if images.shape != classes.shape:
+    if recipe.preprocessing.spacing_mm is not None:
         z, y, x = (coarse / fine for coarse, fine in zip(images.spacing_mm, volume.spacing_mm, strict=True))
         classes = resample_classes(classes, images.shape, (z, y, x))
     tumour = tuple(_some(np.argwhere(classes == value)) for value in np.unique(classes[classes != 0]))
@@ -88,8 +88,9 @@ def cut(array: Array, start: Sequence[int], size: Sequence[int]) -> Array:
     out = np.zeros((len(array), *size), array.dtype)
     source, target = [], []
     for first, length, n in zip(start, size, array.shape[1:], strict=True):
-        source.append(slice(max(first, 0), min(first + length, n)))
-        target.append(slice(max(-first, 0), max(-first, 0) + min(first + length, n) - max(first, 0)))
+        low, high = min(max(first, 0), n), min(max(first + length, 0), n)
+        source.append(slice(low, high))
+        target.append(slice(low - first, high - first) if high > low else slice(0))
     out[(slice(None), *target)] = array[(slice(None), *source)]
     return out
 

@@ -1,0 +1,165 @@
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from gliomap.errors import InputError
+from gliomap.preprocess import (
+    brain_box,
+    brain_mask,
+    grid_at_spacing,
+    prepare,
+    resample,
+    resample_classes,
+    zscore,
+)
+from gliomap.recipe import Preprocessing
+from gliomap.volume import Box, Volume
+
+
+def study(shape=(12, 14, 10), spacing=(1.0, 1.0, 1.0), channels=2, seed=0):
+    """An ellipsoid of noise with air around it, more on one side than on the other."""
+    z, y, x = np.indices(shape)
+    centre = [n * 0.45 for n in shape]
+    inside = sum(((g - c) / (0.38 * n)) ** 2 for g, c, n in zip((z, y, x), centre, shape, strict=True)) < 1
+    array = np.random.default_rng(seed).normal(300, 40, (channels, *shape)).astype(np.float32) * inside
+    return Volume(array, np.diag([*spacing[::-1], 1.0]))
+
+
+def centres_in_source(count, ratio):
+    return (np.arange(count) + 0.5) * ratio - 0.5
+
+
+def test_brain_is_where_any_modality_is_not_zero():
+    volume = Volume(np.zeros((2, 4, 5, 6)), np.eye(4))
+    volume.array[0, 1, 1, 1] = 3
+    volume.array[1, 2, 4, 1] = -3
+    assert np.argwhere(brain_mask(volume)).tolist() == [[1, 1, 1], [2, 4, 1]]
+    assert brain_box(volume) == Box((1, 1, 1), (3, 5, 2))
+    assert brain_box(volume, 1) == Box((0, 0, 0), (4, 5, 3))
+    with pytest.raises(InputError, match="all zero"):
+        brain_box(Volume(np.zeros((2, 4, 5, 6)), np.eye(4)))
+
+
+def test_zscore_is_over_each_channels_own_voxels_and_background_stays_zero():
+    array = study().array.copy()
+    mask = (array != 0).any(0)
+    hole = tuple(np.argwhere(mask)[7])
+    array[(1, *hole)] = 0  # a voxel that only this modality lacks
+    out = zscore(array, mask)
+    assert out.dtype == np.float32
+    assert (out[:, ~mask] == 0).all()
+    assert out[(1, *hole)] == 0
+    for channel in range(2):
+        values = array[channel][array[channel] != 0].astype(np.float64)
+        expected = (values - values.mean()) / values.std()
+        np.testing.assert_allclose(out[channel][array[channel] != 0], expected, atol=1e-4)
+
+
+def test_zscore_of_constant_or_missing_modalities_is_finite():
+    array = np.zeros((2, 3, 3, 3), np.float32)
+    array[0, 1:] = 7
+    out = zscore(array, np.ones((3, 3, 3), bool))
+    assert (out == 0).all()
+
+
+def test_prepare_crops_to_the_brain_and_keeps_the_grid():
+    volume = study()
+    prepared = prepare(volume, Preprocessing())
+    box = brain_box(volume)
+    assert prepared.shape == box.shape
+    assert prepared.array.dtype == np.float32
+    np.testing.assert_allclose(prepared.affine[:3, 3], [box.start[2], box.start[1], box.start[0]])
+    outside = ~brain_mask(volume)[box.slices]
+    assert (prepared.array[:, outside] == 0).all()
+
+
+def test_prepare_leaves_its_input_alone():
+    volume = study()
+    before = volume.array.copy()
+    prepare(volume, Preprocessing(spacing_mm=2.0))
+    np.testing.assert_array_equal(volume.array, before)
+
+
+def test_resampled_brain_is_not_darker_at_its_edge():
+    volume = study(spacing=(1.5, 1.0, 1.0))
+    volume = volume.with_array((volume.array != 0).astype(np.float32) * 500)
+    volume.array[0, 4, 4, 4] += 1e-3  # a constant has no z-score
+    prepared = prepare(volume, Preprocessing(spacing_mm=2.0))
+    z, y, x = (n * s / 2 for n, s in zip(brain_box(volume).shape, volume.spacing_mm, strict=True))
+    assert prepared.shape == (int(np.ceil(z)), int(np.ceil(y)), int(np.ceil(x)))
+    np.testing.assert_allclose(prepared.spacing_mm, (2, 2, 2))
+    assert np.abs(prepared.array[1]).max() < 100  # a darkened edge voxel would be thousands of deviations away
+
+
+@pytest.mark.parametrize("spacing_mm", [0.5, 1.0, 2.0, 3.3])
+def test_grid_at_spacing_keeps_the_outer_corner_and_covers_the_box(spacing_mm):
+    affine = np.array([[0, -1.0, 0, 10], [1.5, 0, 0, -20], [0, 0, 3.0, 5], [0, 0, 0, 1]])
+    shape = (7, 9, 11)
+    counts, out = grid_at_spacing(shape, affine, spacing_mm)
+    np.testing.assert_allclose(np.linalg.norm(out[:3, :3], axis=0), spacing_mm)
+    corner = [-0.5, -0.5, -0.5, 1]
+    np.testing.assert_allclose(out @ corner, affine @ corner)
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)[::-1]
+    length = np.array(counts) * spacing_mm
+    assert (length >= np.array(shape) * sizes - 1e-4).all()
+    assert (length < np.array(shape) * sizes + spacing_mm).all()
+
+
+@pytest.mark.parametrize("ratio", [0.4, 1.0, 1.7, 2.0, 5.0])
+def test_resampling_preserves_constants(ratio):
+    shape = tuple(int(np.ceil(n / ratio)) for n in (6, 7, 8))
+    out = resample(np.full((1, 6, 7, 8), 3.5), shape, (ratio,) * 3)
+    np.testing.assert_allclose(out, 3.5, rtol=1e-6)
+
+
+def test_finer_grid_is_linear_interpolation():
+    array = np.random.default_rng(1).normal(size=(1, 5, 6, 4)).astype(np.float32)
+    shape, ratio = (10, 9, 12), (0.5, 2 / 3, 1 / 3)
+    places = [
+        np.clip(centres_in_source(n, r), 0, s - 1) for n, r, s in zip(shape, ratio, array.shape[1:], strict=True)
+    ]
+    expected = ndimage.map_coordinates(array[0], np.meshgrid(*places, indexing="ij"), order=1)
+    np.testing.assert_allclose(resample(array, shape, ratio)[0], expected, atol=1e-5)
+
+
+def test_same_grid_is_left_as_it_is():
+    array = np.random.default_rng(1).normal(size=(2, 5, 6, 4)).astype(np.float32)
+    np.testing.assert_array_equal(resample(array, (5, 6, 4), (1.0, 1.0, 1.0)), array)
+
+
+def test_two_millimetre_voxels_average_one_millimetre_voxels():
+    ramp = np.indices((8, 10, 6)).astype(np.float32).sum(0)
+    box_means = ramp.reshape(4, 2, 5, 2, 3, 2).mean((1, 3, 5))
+    out = resample(ramp[None], (4, 5, 3), (2.0, 2.0, 2.0))[0]
+    np.testing.assert_allclose(out[1:-1, 1:-1, 1:-1], box_means[1:-1, 1:-1, 1:-1], atol=1e-5)
+    impulse = np.zeros((1, 1, 1, 8), np.float32)
+    impulse[..., 3] = 1  # a quarter away from the second new centre at 2.5, the rest of a triangle two voxels wide
+    np.testing.assert_allclose(
+        resample(impulse, (1, 1, 4), (1.0, 1.0, 2.0)).ravel(), [0.125 / (1.75 / 2), 0.375, 0.125, 0], atol=1e-6
+    )
+
+
+def test_smooth_field_survives_a_coarse_grid():
+    z, y, x = np.indices((32, 32, 32))
+    field = np.sin(z / 7) + np.cos(y / 8) * np.sin(x / 9)
+    coarse = resample(field[None], (16, 16, 16), (2.0, 2.0, 2.0))
+    fine = resample(coarse, (32, 32, 32), (0.5, 0.5, 0.5))[0]
+    inner = (slice(3, -3),) * 3
+    assert np.abs(fine - field)[inner].max() < 0.05
+
+
+def test_class_of_a_larger_voxel_is_the_one_that_fills_most_of_it():
+    classes = np.zeros((8, 8, 8), np.uint8)
+    classes[:, :, 4:] = 3
+    classes[0:2, 0:2, 0] = 2
+    out = resample_classes(classes, (4, 4, 4), (2.0, 2.0, 2.0))
+    assert out.dtype == np.uint8
+    assert (out[..., :2] == 0).all()
+    assert (out[..., 2:] == 3).all()
+
+
+def test_class_map_on_a_finer_grid_repeats_its_voxels():
+    classes = np.random.default_rng(2).integers(0, 4, (3, 4, 5)).astype(np.uint8)
+    out = resample_classes(classes, (9, 12, 15), (1 / 3,) * 3)
+    np.testing.assert_array_equal(out[1::3, 1::3, 1::3], classes)
+    assert set(np.unique(out)) <= set(np.unique(classes))

@@ -1,0 +1,117 @@
+import errno
+import json
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from gliomap.data.datasets import find_studies
+from gliomap.data.writing import LAYOUTS
+from gliomap.errors import InputError, UsageError
+from gliomap.phantom import PhantomOptions, phantom
+from gliomap.segment import SegmentOptions, segment
+
+
+def _phantom(folder: Path, layout: str = "brats2021", studies: int = 1) -> list[str]:
+    return phantom(PhantomOptions(folder, studies=studies, layout=layout, size=48, quiet=True))
+
+
+def _segment(study: Path, output: Path, **changes: object):
+    return segment(SegmentOptions(study, output, device="cpu", quiet=True, **changes))  # pyright: ignore
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_is_segmented_on_its_own_grid_in_its_own_convention(layout: str, tmp_path: Path) -> None:
+    (study,) = _phantom(tmp_path / "data", layout)
+    result = _segment(tmp_path / "data", tmp_path / "out", score=True)
+    assert [r.study for r in result.done] == [study]
+    (found,) = find_studies(tmp_path / "data")
+    source = nib.load(found.images["flair"].path)
+    written = nib.load(tmp_path / "out" / study / "segmentation.nii.gz")
+    assert written.shape == source.shape[:3]
+    np.testing.assert_array_equal(written.affine, source.affine)
+    for code in ("qform_code", "sform_code"):
+        assert written.header[code] == source.header[code]
+    record = json.loads((tmp_path / "out" / "run.json").read_text())["studies"][0]
+    assert set(np.unique(written.dataobj)) <= {0, *map(int, record["labels"])}
+    expected = found.convention.values if found.convention else ((1, 1), (2, 2), (4, 3))
+    assert record["labels"] == {str(v): {1: "NCR", 2: "ED", 3: "ET", 4: "RC"}[c] for v, c in expected}
+
+
+def test_a_single_study_leaves_its_files_in_the_output_itself(tmp_path: Path) -> None:
+    (study,) = _phantom(tmp_path / "data")
+    result = _segment(tmp_path / "data" / study, tmp_path / "out", score=True)
+    assert set(os.listdir(tmp_path / "out")) == {"segmentation.nii.gz", "report.html", "scores.csv", "run.json"}
+    record = json.loads((tmp_path / "out" / "run.json").read_text())["studies"][0]
+    assert record["volumes_ml"] == result.done[0].volumes_ml
+    voxel_ml = (240 / 48) ** 3 / 1000
+    labels = np.asarray(nib.load(tmp_path / "out" / "segmentation.nii.gz").dataobj)
+    assert result.done[0].volumes_ml["WT"] == pytest.approx(np.count_nonzero(labels) * voxel_ml, rel=1e-3)
+    assert result.done[0].volumes_ml["ET"] == pytest.approx((labels == 4).sum() * voxel_ml, rel=1e-3)
+
+
+def test_the_result_is_the_same_from_files_given_one_by_one(tmp_path: Path) -> None:
+    (study,) = _phantom(tmp_path / "data")
+    folder = tmp_path / "data" / study
+    files = {
+        m: folder / f"{study}_{word}.nii.gz"
+        for m, word in zip(("t1", "t1c", "t2", "flair"), ("t1", "t1ce", "t2", "flair"), strict=True)
+    }
+    whole = _segment(folder, tmp_path / "a")
+    single = segment(SegmentOptions(None, tmp_path / "b", files, device="cpu", quiet=True))
+    np.testing.assert_array_equal(whole.done[0].classes.array, single.done[0].classes.array)
+
+
+def test_output_labels_change_the_values_and_not_the_tissue(tmp_path: Path) -> None:
+    (study,) = _phantom(tmp_path / "data")
+    _segment(tmp_path / "data" / study, tmp_path / "a")
+    _segment(tmp_path / "data" / study, tmp_path / "b", output_labels="msd")
+    a, b = (np.asarray(nib.load(tmp_path / n / "segmentation.nii.gz").dataobj) for n in "ab")
+    np.testing.assert_array_equal(np.array([0, 2, 1, 0, 3])[a], b)
+
+
+def test_the_same_study_gives_the_same_bytes(tmp_path: Path) -> None:
+    (study,) = _phantom(tmp_path / "data")
+    for name in "ab":
+        _segment(tmp_path / "data" / study, tmp_path / name)
+    a, b = ((tmp_path / n / "segmentation.nii.gz").read_bytes() for n in "ab")
+    assert a == b
+
+
+def test_a_bad_study_alone_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    (study,) = _phantom(tmp_path / "data")
+    (tmp_path / "data" / study / f"{study}_t1.nii.gz").unlink()
+    with pytest.raises(InputError, match="t1 is missing"):
+        _segment(tmp_path / "data" / study, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (study,) = _phantom(tmp_path / "data")
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match="No space left"):
+        _segment(tmp_path / "data" / study, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_to_segment_is_wrong_usage(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nothing to segment"):
+        segment(SegmentOptions(None, tmp_path / "out"))
+    with pytest.raises(UsageError, match="not both"):
+        segment(SegmentOptions(tmp_path, tmp_path / "out", {"t1": tmp_path}))
+
+
+def test_a_study_named_as_markup_is_text_in_the_report(tmp_path: Path) -> None:
+    (study,) = _phantom(tmp_path / "data", "loose")
+    hostile = tmp_path / "data" / "<script>alert(1)<script>"
+    (tmp_path / "data" / study).rename(hostile)
+    _segment(hostile, tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert" in page

@@ -1,0 +1,162 @@
+import csv
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gliomap.errors import InputError, Interrupted, UsageError
+from gliomap.model_file import load_model
+from gliomap.phantom import PhantomOptions, phantom
+from gliomap.train import TrainOptions, train
+
+SETTINGS = [
+    "network.settings.base=4",
+    "preprocessing.spacing_mm=null",
+    "training.patch_size=[16,32,32]",
+    "training.batch_size=2",
+    "training.patches=12",
+    "training.validate_every=6",
+]
+
+
+@pytest.fixture(scope="module", name="data")
+def _data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phantoms")
+    phantom(PhantomOptions(folder, studies=4, size=32, quiet=True))
+    return folder
+
+
+def _options(data: Path, output: Path, **changes: object) -> TrainOptions:
+    values: dict[str, object] = {"settings": SETTINGS, "device": "cpu", "quiet": True} | changes
+    return TrainOptions("attention_resunet_small", data, output, **values)  # pyright: ignore[reportArgumentType]
+
+
+def _weights(path: Path) -> dict[str, np.ndarray]:
+    return load_model(path).weights
+
+
+def _same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+def test_training_leaves_a_model_a_log_and_a_record(data: Path, tmp_path: Path) -> None:
+    result = train(_options(data, tmp_path / "run"))
+    assert (result.patches, result.ended) == (12, "budget reached")
+    assert set(os.listdir(tmp_path / "run")) == {
+        "model.safetensors",
+        "last.safetensors",
+        "checkpoint.pt",
+        "recipe.json",
+        "log.csv",
+        "run.json",
+    }
+    with (tmp_path / "run" / "log.csv").open() as stream:
+        log = list(csv.DictReader(stream))
+    assert [int(line["patches"]) for line in log] == [6, 12]
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    used = record["studies"]
+    assert len(used["validation"]) == 1
+    assert not set(used["training"]) & set(used["validation"])
+    assert len(used["training"]) == 3
+    best = max(float(line["dice_mean"]) for line in log)
+    assert load_model(result.model).card["validation"]["dice_mean"] == pytest.approx(best)
+
+
+def test_training_is_the_same_from_the_same_seed_and_not_from_another(data: Path, tmp_path: Path) -> None:
+    settings = [*SETTINGS, "training.patches=4"]
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(_options(data, tmp_path / name, settings=settings, seed=seed))
+    first, again, other = (_weights(tmp_path / name / "last.safetensors") for name in "abc")
+    assert _same(first, again)
+    assert not _same(first, other)
+
+
+def test_the_loss_falls(data: Path, tmp_path: Path) -> None:
+    settings = [*SETTINGS, "training.patches=80", "training.validate_every=20", "training.learning_rate=0.005"]
+    train(_options(data, tmp_path / "run", settings=settings))
+    with (tmp_path / "run" / "log.csv").open() as stream:
+        losses = [float(line["loss_cross_entropy"]) for line in csv.DictReader(stream)]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_an_interrupted_training_resumes_to_exactly_the_uninterrupted_one(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(_options(data, tmp_path / "whole"))
+    monkeypatch.setattr("gliomap.train._step", _interrupt_after(3))
+    with pytest.raises(Interrupted, match="--resume") as caught:
+        train(_options(data, tmp_path / "parts"))
+    assert caught.value.exit_code == 130
+    monkeypatch.undo()
+    resumed = train(_options(data, tmp_path / "parts", resume=True))
+    assert resumed.patches == 12
+    for name in ("model.safetensors", "last.safetensors"):
+        assert _same(_weights(tmp_path / "whole" / name), _weights(tmp_path / "parts" / name))
+
+
+def _interrupt_after(steps: int):
+    from gliomap import train as module  # noqa: PLC0415
+
+    original, done = module._step, []
+
+    def step(*arguments: object) -> dict[str, float]:
+        if len(done) == steps:
+            raise KeyboardInterrupt
+        done.append(1)
+        return original(*arguments)  # pyright: ignore[reportArgumentType]
+
+    return step
+
+
+def test_a_time_limit_ends_training_early_and_says_so(data: Path, tmp_path: Path) -> None:
+    result = train(_options(data, tmp_path / "run", max_time_s=1e-6))
+    assert result.ended == "time limit reached"
+    assert result.patches == 2
+    assert result.model.is_file()
+
+
+def test_a_folder_that_holds_a_training_is_not_overwritten(data: Path, tmp_path: Path) -> None:
+    train(_options(data, tmp_path / "run", max_time_s=1e-6))
+    with pytest.raises(UsageError, match="already holds a training"):
+        train(_options(data, tmp_path / "run"))
+
+
+def test_resuming_with_another_recipe_or_seed_is_refused(data: Path, tmp_path: Path) -> None:
+    train(_options(data, tmp_path / "run", max_time_s=1e-6))
+    with pytest.raises(UsageError, match="recipe is not the one"):
+        train(_options(data, tmp_path / "run", resume=True, settings=[*SETTINGS, "training.patches=14"]))
+    with pytest.raises(UsageError, match="seed or the training studies"):
+        train(_options(data, tmp_path / "run", resume=True, seed=3))
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_names_the_studies(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"not finite after .*BraTS2021_Phantom"):
+        train(_options(data, tmp_path / "run", settings=[*SETTINGS, "training.learning_rate=1e30"]))
+
+
+def test_a_bad_study_is_left_out_and_reported(data: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "data"
+    phantom(PhantomOptions(copy, studies=4, size=32, quiet=True))
+    for bad in copy.glob("*/*_t2.nii.gz"):
+        if bad.parent.name.endswith("0002"):
+            bad.write_bytes(bad.read_bytes()[:2000])
+    folds = tmp_path / "folds.json"
+    ids = sorted(p.name for p in copy.iterdir() if p.is_dir())
+    folds.write_text(json.dumps({"folds": [[ids[0]], ids[1:]]}))
+    result = train(_options(copy, tmp_path / "run", folds=folds, max_time_s=1e-6))
+    assert list(result.failed) == ["BraTS2021_PhantomV1_00002"]
+    assert "truncated" in result.failed["BraTS2021_PhantomV1_00002"]
+
+
+def test_the_validation_score_is_that_of_the_real_inference(data: Path, tmp_path: Path) -> None:
+    from gliomap.evaluate import EvaluateOptions, evaluate  # noqa: PLC0415
+
+    result = train(_options(data, tmp_path / "run"))
+    (held_out,) = json.loads((tmp_path / "run" / "run.json").read_text())["studies"]["validation"]
+    rows = evaluate(EvaluateOptions(result.model, data, tmp_path / "scores.csv", device="cpu", quiet=True)).rows
+    dice = {r.region: r.value for r in rows if r.study == held_out and r.metric == "dice"}
+    assert dice == pytest.approx(result.validation_dice)
+    assert torch.is_grad_enabled()
