@@ -141,9 +141,7 @@ def test_background_stays_zero_and_labels_stay_whole_classes():
     for seed in range(4):
         draws = [drawn(EVERYTHING, seed), drawn(EVERYTHING, seed + 100)]
         out, labels = apply(images, classes, draws)
-        spatial = [
-            replace(d, scale=np.ones(2), shift=np.zeros(2), gamma=np.ones(2), noise=0.0) for d in draws
-        ]
+        spatial = [replace(d, scale=np.ones(2), shift=np.zeros(2), gamma=np.ones(2), noise=0.0) for d in draws]
         background = apply(images, classes, spatial)[0] == 0
         assert background.any()
         assert (out[background] == 0).all()

@@ -111,6 +111,22 @@ def _interrupt_after(steps: int):
     return step
 
 
+def test_there_is_nothing_to_resume_where_nothing_was_trained(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing to resume"):
+        train(_options(data, tmp_path / "run", resume=True))
+
+
+def test_a_validation_study_that_cannot_be_read_is_found_before_training(data: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "data"
+    ids = phantom(PhantomOptions(copy, studies=3, size=32, quiet=True))
+    (copy / ids[0] / f"{ids[0]}_flair.nii.gz").unlink()
+    folds = tmp_path / "folds.json"
+    folds.write_text(json.dumps({"folds": [ids[:2], ids[2:]]}))
+    result = train(_options(copy, tmp_path / "run", folds=folds, max_time_s=1e-6))
+    assert list(result.failed) == [ids[0]]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["studies"]["validation"] == [ids[1]]
+
+
 def test_a_time_limit_ends_training_early_and_says_so(data: Path, tmp_path: Path) -> None:
     result = train(_options(data, tmp_path / "run", max_time_s=1e-6))
     assert result.ended == "time limit reached"

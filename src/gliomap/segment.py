@@ -94,10 +94,10 @@ def segment(options: SegmentOptions) -> SegmentResult:
                 result, contents = _segment_study(study, folder, model, segmenter, options)
                 if not single:
                     write_files({options.output / path: content for path, content in contents.items()})
-            except (GliomapError, MemoryError) as error:
+            except Exception as error:  # one bad study never ends a folder
                 if single:
                     raise
-                failed[study.id] = str(error) or type(error).__name__
+                failed[study.id] = str(error) if isinstance(error, GliomapError) else f"unexpected {error!r}"
             else:
                 done.append(result)
             bar.advance()

@@ -34,6 +34,7 @@ from gliomap.recipes import find_recipe
 from gliomap.schedules import rate_factor
 from gliomap.segmenter import Segmenter
 
+CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_EVERY_S = 120.0
 
 
@@ -61,13 +62,14 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What `train` did: the best model, its validation Dice, patches seen, why it ended, and the studies left out."""
+    """What `train` did: the best model, its validation Dice, patches seen, why it ended, the studies left out, and warnings."""
 
     model: Path
     validation_dice: dict[str, float]
     patches: int
     ended: str
     failed: dict[str, str]
+    warnings: list[str]
     layouts: dict[str, int]
 
 
@@ -111,7 +113,7 @@ def train(options: TrainOptions) -> TrainResult:
     recipe = _recipe(options)
     studies = [s for s in find_studies(options.data, parse_labels(options.labels)) if s.label is not None]
     training, validation = _divide(options, studies)
-    prepared, failed = _prepare(training, recipe, quiet=options.quiet)
+    prepared, validation, failed, warnings = _read(training, validation, recipe, quiet=options.quiet)
     run = _set_up(options, recipe, prepared, validation)
     write_file(options.output / "recipe.json", recipe_json(recipe).encode())
     if options.resume:
@@ -124,24 +126,29 @@ def train(options: TrainOptions) -> TrainResult:
             f"interrupted after {run.patches} patches; continue with the same command and --resume"
         ) from error
     used = {"training": [s.id for s in prepared], "validation": [s.id for s in validation], "failed": failed}
-    outcome = {"ended": ended, "patches": run.patches, "train_time_s": run.time_s, "best": run.best, "studies": used}
+    outcome = {"ended": ended, "patches": run.patches, "train_time_s": run.time_s, "best": run.best}
+    outcome |= {"studies": used, "warnings": warnings}
     write_file(
         options.output / "run.json",
         json_bytes(record.content(seed=options.seed, threads=torch.get_num_threads(), **outcome)),
     )
     best = {region: run.best[f"dice_{region}"] for region in REGIONS} if run.best else {}
-    return TrainResult(options.output / "model.safetensors", best, run.patches, ended, failed, count_layouts(studies))
+    return TrainResult(
+        options.output / "model.safetensors", best, run.patches, ended, failed, warnings, count_layouts(studies)
+    )
 
 
 def _recipe(options: TrainOptions) -> Recipe:
     recipe = with_settings(find_recipe(options.recipe), options.settings)
-    record = options.output / "recipe.json"
-    if record.exists() and not options.resume:
+    begun = (options.output / CHECKPOINT).exists()
+    if begun and not options.resume:
         raise UsageError(
             f"{options.output} already holds a training; continue it with --resume or choose another place with -o"
         )
-    if options.resume and find_recipe(str(record)) != recipe:
-        raise UsageError(f"the recipe is not the one in {record}; resume with the same recipe and settings")
+    if options.resume and not begun:
+        raise InputError(f"{options.output} has no {CHECKPOINT}, so there is nothing to resume; train without --resume")
+    if options.resume and find_recipe(str(options.output / "recipe.json")) != recipe:
+        raise UsageError(f"the recipe is not the one in {options.output}; resume with the same recipe and settings")
     return recipe
 
 
@@ -157,21 +164,30 @@ def _divide(options: TrainOptions, studies: list[Study]) -> tuple[list[Study], l
     return [s for s in studies if s.id not in held_out], [s for s in studies if s.id in held_out]
 
 
-def _prepare(studies: list[Study], recipe: Recipe, *, quiet: bool) -> tuple[list[PreparedStudy], dict[str, str]]:
+def _read(
+    training: list[Study], validation: list[Study], recipe: Recipe, *, quiet: bool
+) -> tuple[list[PreparedStudy], list[Study], dict[str, str], list[str]]:
+    """Training studies in memory and validation studies that can be read, before hours are spent; what failed and why."""
     prepared: list[PreparedStudy] = []
+    usable: list[Study] = []
     failed: dict[str, str] = {}
-    with progress_bar("reading studies", len(studies), quiet=quiet) as bar:
-        for study in studies:
+    warnings: list[str] = []
+    with progress_bar("reading studies", len(training) + len(validation), quiet=quiet) as bar:
+        for number, study in enumerate([*training, *validation]):
             try:
-                prepared.append(prepare_study(study, recipe)[0])
+                ready, odd = prepare_study(study, recipe)
+                warnings += [f"{study.id}: {text}" for text in odd]
+                if number < len(training):
+                    prepared.append(ready)
+                else:
+                    usable.append(study)
             except GliomapError as error:
                 failed[study.id] = str(error)
             bar.advance()
     if not prepared:
-        raise InputError(
-            f"none of the {len(studies)} training studies can be used; the first: {next(iter(failed.values()), 'none given')}"
-        )
-    return prepared, failed
+        first = next(iter(failed.values()), "none was given")
+        raise InputError(f"none of the {len(training)} training studies can be used; the first: {first}")
+    return prepared, usable, failed, warnings
 
 
 def _set_up(options: TrainOptions, recipe: Recipe, prepared: list[PreparedStudy], validation: list[Study]) -> _Run:
@@ -273,7 +289,7 @@ def _save(run: _Run) -> None:
         "seed": run.options.seed,
         "training_studies": [s.id for s in run.sampler.studies],
     }
-    save_checkpoint(run.options.output / "checkpoint.pt", state)
+    save_checkpoint(run.options.output / CHECKPOINT, state)
     _save_weights(run, "last.safetensors")
     if run.log:
         text = io.StringIO(newline="")
@@ -296,7 +312,7 @@ def _save_weights(run: _Run, name: str) -> None:
 
 
 def _restore(run: _Run) -> None:
-    state = load_checkpoint(run.options.output / "checkpoint.pt")
+    state = load_checkpoint(run.options.output / CHECKPOINT)
     if state["seed"] != run.options.seed or state["training_studies"] != [s.id for s in run.sampler.studies]:
         raise UsageError(
             "the seed or the training studies are not those of the checkpoint; resume with the same data and seed"

@@ -67,8 +67,10 @@ def main() -> None:
     """Run the command line and end the process: one red line on standard error for a failure, a traceback with --debug."""
     try:
         app()
-    except GliomapError as error:
+    except Exception as error:
+        known = isinstance(error, GliomapError)
+        message = str(error) if known else f"unexpected {error!r}; run it again with --debug and report what it prints"
         if "--debug" in sys.argv:
             traceback.print_exc()
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
-        sys.exit(error.exit_code)
+        Console(stderr=True, soft_wrap=True).print(f"error: {message}", style="red", markup=False, highlight=False)
+        sys.exit(error.exit_code if isinstance(error, GliomapError) else 1)

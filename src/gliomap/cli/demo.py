@@ -25,12 +25,6 @@ def demo(
     (result,) = run(DemoOptions(output, seed, quiet)).done
     if quiet:
         return
-    scores = {(r.region, r.metric): r for r in result.scores}
-    rows = []
-    for region, title in printing.REGION_TITLES.items():
-        values = [scores[region, metric].value for metric in ("dice", "hd95")]
-        shown = ["missing" if v is None else f"{v:.3f}" for v in values]
-        rows.append([f"{region} {title}", *shown, f"{result.volumes_ml[region]:.1f}"])
-    printing.table(["region", "Dice", "HD95 in mm", "volume in ml"], rows)
+    printing.scores(result.scores)
     for name in ("study/", "segmentation.nii.gz", "report.html", "scores.csv", "run.json"):
         printing.lines(f"{output / name}")

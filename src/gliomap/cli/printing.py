@@ -1,14 +1,17 @@
 """What verbs print: small tables and lines on standard output, paths always whole."""
 
+from __future__ import annotations
+
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-REGION_TITLES = {"ET": "enhancing tumour", "TC": "tumour core", "WT": "whole tumour"}
+if TYPE_CHECKING:
+    from gliomap.rows import Row
 
 
 def console() -> Console:
@@ -30,6 +33,14 @@ def lines(*texts: str) -> None:
     """Plain lines, whatever they contain."""
     for text in texts:
         console().print(text, markup=False)
+
+
+def scores(rows: Iterable[Row]) -> None:
+    """Dice and HD95 per study and region, from rows of scores."""
+    shown = {(r.study, r.region, r.metric): "missing" if r.value is None else f"{r.value:.3f}" for r in rows}
+    found = dict.fromkeys((study, region) for study, region, _ in shown)
+    lined = [[study, region, shown[study, region, "dice"], shown[study, region, "hd95"]] for study, region in found]
+    table(["study", "region", "Dice", "HD95 in mm"], lined)
 
 
 def counts(layouts: Mapping[str, int]) -> None:

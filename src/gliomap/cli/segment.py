@@ -51,6 +51,8 @@ def segment(
         printing.table(
             ["volume in ml", *names], [[r.study, *(f"{r.volumes_ml[n]:.1f}" for n in names)] for r in result.done]
         )
+        if score:
+            printing.scores(row for r in result.done for row in r.scores)
         printing.lines(*(f"warning: {r.study}: {w}" for r in result.done for w in r.warnings))
         printing.lines(f"written to {output}/")
     printing.failures(result.failed)

@@ -42,5 +42,6 @@ def train(
             best = "  ".join(f"{region} {value:.3f}" for region, value in result.validation_dice.items())
             printing.lines(f"best validation Dice  {best}")
         printing.lines(f"{result.model}")
+        printing.lines(*(f"warning: {text}" for text in result.warnings))
     printing.failures(result.failed)
     return 5 if result.failed else 0

@@ -126,10 +126,15 @@ def _unreadable_folder(root: Path, error: OSError) -> Study:
 
 
 def study_from_files(files: Mapping[str, Path], label: Path | None = None, labels: Convention | None = None) -> Study:
-    """A study whose files are given one by one."""
-    first = next(iter(files.values()))
+    """A study whose files are given one by one; names of a dataset say its id and convention as they do in a folder."""
     images = {m: ImageFile(files[m]) for m in MODALITIES if m in files}
-    return Study(first.resolve().parent.name, images, ImageFile(label) if label else None, labels, "files")
+    shown = ImageFile(label) if label else None
+    named = {found[:2] for f in files.values() if (found := _dataset_name(image_stem(f) or ""))}
+    if len(named) == 1:
+        ((layout, study),) = named
+        convention = named_convention(DATASETS[layout].convention, f"the {layout} naming")
+        return Study(study, images, shown, labels or convention, layout)
+    return Study(next(iter(files.values())).resolve().parent.name, images, shown, labels, "files")
 
 
 def count_layouts(studies: Iterable[Study]) -> dict[str, int]:

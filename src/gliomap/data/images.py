@@ -141,7 +141,7 @@ def _read_nifti(path: Path) -> tuple[Any, Any]:
     array = np.frombuffer(raw, dtype, count, offset).reshape(shape[::-1])
     slope, inter = header.get_slope_inter()
     if slope is not None and (slope, inter) != (1.0, 0.0):
-        with np.errstate(over="ignore"):  # infinite intensities are refused where images are checked
+        with np.errstate(over="ignore", invalid="ignore"):  # infinite intensities are refused where images are checked
             array = array.astype(np.float32) * np.float32(slope) + np.float32(inter)
         return array, header.get_best_affine()
     return array.astype(dtype.newbyteorder("="), copy=False), header.get_best_affine()

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gliomap.classes import RC
 from gliomap.data.study import Study
 from gliomap.preprocess import brain_box, brain_mask, prepare, resample_classes
 from gliomap.recipe import Recipe, Training
@@ -42,6 +43,8 @@ def prepare_study(study: Study, recipe: Recipe) -> tuple[PreparedStudy, list[str
     if recipe.preprocessing.spacing_mm is not None:
         z, y, x = (coarse / fine for coarse, fine in zip(images.spacing_mm, volume.spacing_mm, strict=True))
         classes = resample_classes(classes, images.shape, (z, y, x))
+    if (classes == RC).any():
+        odd = [*odd, "its resection cavity trains as background"]
     tumour = tuple(_some(np.argwhere(classes == value)) for value in np.unique(classes[classes != 0]))
     return PreparedStudy(study.id, images.array.astype(np.float16), classes, tumour), warnings + odd
 

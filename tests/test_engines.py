@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+import torch
+
+from gliomap.engines import channels_last, find_device, load_network, torch_engine
+from gliomap.errors import IntegrityError, UsageError
+from gliomap.model_file import Model
+from gliomap.networks import build_network
+from gliomap.recipe import with_settings
+from gliomap.recipes import RECIPES
+
+RECIPE = with_settings(RECIPES["attention_resunet"], ["network.settings.base=4"])
+
+
+def model(dtype=np.float32, **changes):
+    torch.manual_seed(0)
+    state = {name: t.numpy() for name, t in build_network(RECIPE).state_dict().items()}
+    weights = {name: a.astype(dtype) if a.dtype == np.float32 else a for name, a in state.items()}
+    return Model("test", RECIPE, weights | changes, {}, "")
+
+
+def images(seed=0):
+    return np.random.default_rng(seed).normal(size=(2, 4, 16, 16, 32)).astype(np.float32)
+
+
+def test_engine_gives_the_networks_logits():
+    network = load_network(model())
+    logits = torch_engine(network)(images())
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(images())).numpy()
+    assert logits.shape == (2, 4, 16, 16, 32)
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_engine_takes_strided_arrays():
+    engine = torch_engine(load_network(model()))
+    turned = images().transpose(0, 1, 4, 3, 2)
+    np.testing.assert_array_equal(engine(turned), engine(np.ascontiguousarray(turned)))
+
+
+def test_engine_evaluates_whatever_mode_the_network_is_in_and_leaves_it_there():
+    network = build_network(RECIPE)
+    engine = torch_engine(network)
+    before = {name: t.clone() for name, t in network.state_dict().items()}
+    network.train()
+    in_training = engine(images())
+    assert network.training
+    network.eval()
+    np.testing.assert_array_equal(engine(images()), in_training)
+    assert not network.training
+    assert all(torch.equal(t, before[name]) for name, t in network.state_dict().items())
+
+
+def test_loaded_network_has_the_models_weights_ready_to_run():
+    stored = model()
+    network = load_network(stored)
+    assert not network.training
+    for name, tensor in network.state_dict().items():
+        np.testing.assert_array_equal(tensor.numpy(), stored.weights[name])
+
+
+def test_half_precision_weights_run_in_float32():
+    network = load_network(model(np.float16))
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
+def test_weights_that_do_not_fit_the_recipe_are_refused():
+    with pytest.raises(IntegrityError, match="do not fit its recipe"):
+        load_network(model(extra=np.zeros(3)))
+    with pytest.raises(IntegrityError, match="do not fit its recipe"):
+        load_network(model(**{"head.bias": np.zeros(9, np.float32)}))
+
+
+def test_channels_last_is_only_a_layout():
+    network = build_network(RECIPE).eval()
+    with torch.inference_mode():
+        before = network(torch.from_numpy(images()))
+        after = channels_last(network)(torch.from_numpy(images()))
+    torch.testing.assert_close(before, after, atol=1e-5, rtol=1e-4)
+
+
+def test_device_names(monkeypatch):
+    assert find_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert find_device("auto") == torch.device("cpu")
+    with pytest.raises(UsageError, match="no CUDA device"):
+        find_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert find_device("auto") == find_device("cuda") == torch.device("cuda")
+    with pytest.raises(UsageError, match="expected auto, cpu or cuda"):
+        find_device("gpu0")

@@ -1,0 +1,229 @@
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+
+from gliomap.errors import InputError, IntegrityError
+from gliomap.model_file import MAX_HEADER_BYTES, content_hash, default_model, load_model, save_model
+from gliomap.recipes import RECIPES
+
+RECIPE = RECIPES["attention_resunet"]
+CARD = {"seed": 3, "validation": {"dice_WT": 0.5}, "training_studies": ["ä", "b"]}
+
+
+def weights():
+    rng = np.random.default_rng(0)
+    return {
+        "encoder.weight": rng.normal(size=(3, 2, 2)).astype(np.float32),
+        "encoder.half": rng.normal(size=5).astype(np.float16),
+        "norm.num_batches_tracked": np.array(7),
+    }
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "some.safetensors"
+    save_model(path, RECIPE, weights(), CARD)
+    return path
+
+
+def split(raw):
+    size = int.from_bytes(raw[:8], "little")
+    return json.loads(raw[8 : 8 + size]), raw[8 + size :]
+
+
+def joined(header, data):
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def with_metadata(path, **changes):
+    header, data = split(path.read_bytes())
+    header["__metadata__"] |= changes
+    path.write_bytes(joined(header, data))
+
+
+class Trap:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, sprung: Path):
+        self.sprung = sprung
+
+    def __reduce__(self):
+        return Path.touch, (self.sprung,)
+
+
+def assert_refused(path, match=None):
+    with pytest.raises(IntegrityError, match=match) as caught:
+        load_model(path)
+    assert caught.value.exit_code == 4
+
+
+def test_round_trip(model):
+    loaded = load_model(model)
+    assert loaded.name == "some"
+    assert loaded.recipe == RECIPE
+    assert loaded.card == CARD
+    assert loaded.content_sha256 == content_hash(weights())
+    assert list(loaded.weights) == sorted(weights())
+    for name, array in weights().items():
+        assert loaded.weights[name].dtype == array.dtype
+        assert loaded.weights[name].shape == array.shape
+        np.testing.assert_array_equal(loaded.weights[name], array)
+
+
+def test_transposed_weights_are_saved_as_they_are_seen(tmp_path):
+    array = np.arange(24, dtype=np.float32).reshape(2, 3, 4).transpose(2, 0, 1)
+    save_model(tmp_path / "m.safetensors", RECIPE, {"w": array}, {})
+    np.testing.assert_array_equal(load_model(tmp_path / "m.safetensors").weights["w"], array)
+
+
+def test_header_is_what_the_design_says(model):
+    metadata = split(model.read_bytes())[0]["__metadata__"]
+    assert set(metadata) == {"format_version", "kind", "members", "card", "content_sha256"}
+    assert (metadata["format_version"], metadata["kind"]) == ("1", "single")
+    (member,) = json.loads(metadata["members"])
+    assert (member["prefix"], member["role"], member["recipe"]["name"]) == ("", "network", RECIPE.name)
+
+
+def test_hash_is_of_names_types_shapes_and_bytes_in_any_order():
+    base = {"a": np.arange(6, dtype=np.float32), "b": np.zeros(2, np.float32)}
+    assert content_hash(dict(reversed(base.items()))) == content_hash(base)
+    others = [
+        {"a": base["a"], "c": base["b"]},
+        {"a": base["a"].reshape(2, 3), "b": base["b"]},
+        {"a": base["a"].view(np.int32), "b": base["b"]},
+        {"a": base["a"] + 1, "b": base["b"]},
+        {"a": base["a"]},
+    ]
+    assert len({content_hash(w) for w in [base, *others]}) == len(others) + 1
+
+
+@pytest.mark.parametrize("place", [0, 9, -1])
+def test_one_flipped_bit_of_the_weights_is_refused(model, place):
+    header, data = split(model.read_bytes())
+    changed = bytearray(data)
+    changed[place] ^= 1
+    model.write_bytes(joined(header, bytes(changed)))
+    assert_refused(model, "not the ones it was saved with")
+
+
+def test_renamed_reshaped_and_missing_weights_are_refused(model):
+    raw = model.read_bytes()
+    for change in (
+        lambda h: h.update(other=h.pop("encoder.weight")),
+        lambda h: h["encoder.weight"].update(shape=[2, 3, 2]),
+        lambda h: h["encoder.weight"].update(dtype="I32"),
+    ):
+        header, data = split(raw)
+        change(header)
+        model.write_bytes(joined(header, data))
+        assert_refused(model, "not the ones it was saved with")
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3"])
+def test_types_that_numpy_lacks_are_refused(model, dtype):
+    header, data = split(model.read_bytes())
+    wide = header["encoder.weight"]
+    wide["shape"] = [12, 24 // 12 if dtype == "BF16" else 4]
+    wide["dtype"] = dtype
+    model.write_bytes(joined(header, data))
+    assert_refused(model)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format_version": "2"},
+        {"format_version": ""},
+        {"kind": "ensemble"},
+        {"content_sha256": "0" * 64},
+        {"members": "not json"},
+        {"members": "[]"},
+        {"members": "3"},
+        {"members": '["text"]'},
+        {"members": '[{"recipe": {"name": "half"}}]'},
+        {"members": "[" * 50_000},
+        {"card": "{"},
+        {"card": "[" * 50_000},
+    ],
+    ids=lambda changes: "".join(f"{k}={v[:12]}" for k, v in changes.items()),
+)
+def test_edited_metadata_is_refused(model, changes):
+    with_metadata(model, **changes)
+    assert_refused(model)
+
+
+def test_edited_recipe_with_an_unknown_field_is_refused(model):
+    members = json.loads(split(model.read_bytes())[0]["__metadata__"]["members"])
+    members[0]["recipe"]["extra"] = 1
+    with_metadata(model, members=json.dumps(members))
+    assert_refused(model, "extra")
+
+
+def test_safetensors_of_another_program_is_refused(tmp_path):
+    path = tmp_path / "plain.safetensors"
+    safetensors.numpy.save_file({"a": np.zeros(3)}, path)
+    assert_refused(path, "format version None")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"x", b"just some text, longer than a length", b"\0" * 64, b"\x02" + b"\0" * 7]
+)
+def test_files_that_are_no_safetensors_are_refused(tmp_path, content):
+    path = tmp_path / "text.safetensors"
+    path.write_bytes(content)
+    assert_refused(path)
+
+
+@pytest.mark.parametrize("keep", [4, 8, 40, -1])
+def test_truncated_files_are_refused(model, keep):
+    model.write_bytes(model.read_bytes()[:keep])
+    assert_refused(model)
+
+
+def test_longer_files_are_refused(model):
+    model.write_bytes(model.read_bytes() + b"more")
+    assert_refused(model)
+
+
+def test_a_header_over_a_megabyte_is_refused(model):
+    with_metadata(model, filler="x" * MAX_HEADER_BYTES)
+    assert_refused(model, "header would have")
+
+
+def test_nothing_is_unpickled(tmp_path):
+    sprung = tmp_path / "sprung"
+    path = tmp_path / "model.safetensors"
+    pickled = pickle.dumps(Trap(sprung))
+    torch.save({"weights": Trap(sprung)}, path)
+    assert_refused(path)
+    for content in (pickled, len(pickled).to_bytes(8, "little") + pickled):
+        path.write_bytes(content)
+        assert_refused(path)
+    assert not sprung.exists()
+    pickle.loads(pickled)
+    assert sprung.exists()  # the trap works
+
+
+def test_missing_files_and_folders_are_bad_input(tmp_path):
+    for path in (tmp_path / "none.safetensors", tmp_path):
+        with pytest.raises(InputError, match="cannot read the model"):
+            load_model(path)
+
+
+def test_saving_leaves_no_temporary_files(model):
+    save_model(model, replace(RECIPE, name="second"), weights(), {})
+    assert [p.name for p in model.parent.iterdir()] == ["some.safetensors"]
+    assert load_model(model).recipe.name == "second"
+
+
+def test_default_model_loads_where_it_ships():
+    path = default_model()
+    if path is not None:
+        assert load_model(path).content_sha256

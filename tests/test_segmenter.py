@@ -1,0 +1,234 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from monai.inferers import sliding_window_inference
+
+from gliomap.classes import ED, ET, NCR, NESTED_REGIONS, Target
+from gliomap.metrics import dice
+from gliomap.recipe import Inference, Postprocessing, Preprocessing
+from gliomap.recipes import RECIPES
+from gliomap.segmenter import (
+    Segmenter,
+    activate,
+    centre_slices,
+    gaussian_weight,
+    pad_to,
+    pad_to_multiple,
+    window_starts,
+)
+from gliomap.volume import Volume
+
+RECIPE = replace(
+    RECIPES["attention_resunet"],
+    preprocessing=Preprocessing(),
+    inference=Inference(),
+    postprocessing=Postprocessing(),
+    modalities=("t1c", "flair"),
+)
+SHAPE = (36, 44, 40)
+SOFTMAX_CHANNEL = {0: 0, NCR: 1, ED: 2, ET: 3}
+
+
+def convolutions(channels=2, seed=0):
+    torch.manual_seed(seed)
+    network = torch.nn.Sequential(
+        torch.nn.Conv3d(channels, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv3d(4, 4, 3, padding=1)
+    )
+    return network.eval().requires_grad_(requires_grad=False)
+
+
+def engine_of(network):
+    return lambda images: network(torch.from_numpy(np.ascontiguousarray(images))).numpy()
+
+
+def threshold_engine(images):
+    """ED where the first modality is more than a standard deviation bright, background elsewhere."""
+    assert images.dtype == np.float32
+    bright = images[:, 0] > 1
+    logits = np.zeros((len(images), 4, *images.shape[2:]), np.float32)
+    logits[:, SOFTMAX_CHANNEL[ED]] = np.where(bright, 20, -20)
+    return logits
+
+
+def everything_engine(images):
+    logits = np.zeros((len(images), 4, *images.shape[2:]), np.float32)
+    logits[:, SOFTMAX_CHANNEL[ET]] = 20
+    return logits
+
+
+def ball(shape, spacing, centre_mm, radius_mm):
+    grids = np.meshgrid(*[(np.arange(n) + 0.5) * s for n, s in zip(shape, spacing, strict=True)], indexing="ij")
+    return sum((g - c) ** 2 for g, c in zip(grids, centre_mm, strict=True)) < radius_mm**2
+
+
+def brain_with_tumour(shape=SHAPE, spacing=(1.0, 1.0, 1.0)):
+    """A brain off the middle with air around it and a bright ball off its middle; the ball's mask."""
+    brain = ball(shape, spacing, (17, 24, 18), 15)
+    tumour = ball(shape, spacing, (19, 21, 20), 8)
+    first = np.where(tumour, 300, 100) * brain
+    noise = np.random.default_rng(0).normal(0, 2, (2, *shape))
+    array = ((np.stack([first, brain * 50]) + noise) * brain).astype(np.float32)
+    affine = np.diag([*spacing[::-1], 1.0])
+    affine[:3, 3] = (-60, 30, 12)
+    return Volume(array, affine), tumour, brain
+
+
+@pytest.mark.parametrize(
+    ("shape", "window", "overlap"),
+    [
+        ((13, 11, 17), (8, 8, 8), 0.5),
+        ((13, 11, 17), (8, 8, 8), 0.25),
+        ((13, 9, 7), (7, 9, 5), 0.6),
+        ((5, 20, 6), (8, 6, 9), 0.5),  # the window is larger than the image along two axes
+        ((16, 12, 18), (8, 12, 6), 0.0),
+    ],
+)
+def test_windows_are_combined_as_by_monai(shape, window, overlap):
+    network = convolutions()
+    images = np.random.default_rng(1).normal(size=(2, *shape)).astype(np.float32)
+    segmenter = Segmenter(replace(RECIPE, inference=Inference(window, overlap)), engine_of(network), 1)
+    theirs = sliding_window_inference(
+        torch.from_numpy(images)[None], window, 2, network, overlap=overlap, mode="gaussian", sigma_scale=0.125
+    )
+    np.testing.assert_allclose(segmenter.logits(images), theirs[0].numpy(), atol=1e-5)
+
+
+def test_windows_cover_every_voxel_and_stay_inside():
+    size, window = (13, 8, 21), (8, 8, 6)
+    covered = np.zeros(size, int)
+    for start in window_starts(size, window, 0.25):
+        assert all(0 <= s <= n - w for s, n, w in zip(start, size, window, strict=True))
+        covered[tuple(slice(s, s + w) for s, w in zip(start, window, strict=True))] += 1
+    assert covered.min() > 0
+    assert window_starts((8, 8, 8), (8, 8, 8), 0.9) == [(0, 0, 0)]
+    assert [s[0] for s in window_starts((20, 4, 4), (8, 4, 4), 0.5)] == [0, 4, 8, 12]
+
+
+def test_window_weight_is_a_gaussian_of_an_eighth_of_the_window_with_a_floor():
+    weight = gaussian_weight((17, 9, 33))
+    assert weight[8, 4, 16] == 1
+    assert weight[8, 4, 20] == pytest.approx(np.exp(-0.5 * (4 / (33 / 8)) ** 2))
+    np.testing.assert_allclose(weight, weight[::-1, ::-1, ::-1])
+    assert weight.min() == np.float32(1e-3)
+
+
+def test_one_pass_sees_padded_images_and_its_padding_is_removed():
+    images = np.random.default_rng(1).normal(size=(2, 13, 16, 19)).astype(np.float32)
+    seen = []
+
+    def engine(batch):
+        seen.append(batch.shape)
+        return np.concatenate([batch, batch + 1], 1)
+
+    logits = Segmenter(RECIPE, engine, 16).logits(images)
+    assert seen == [(1, 2, 16, 16, 32)]
+    np.testing.assert_array_equal(logits, np.concatenate([images, images + 1]))
+
+
+def test_padding_is_zero_and_central():
+    images = np.ones((1, 3, 4, 5))
+    padded = pad_to_multiple(images, 4)
+    assert padded.shape == (1, 4, 4, 8)
+    assert padded.sum() == 60
+    np.testing.assert_array_equal(padded[(slice(None), *centre_slices(padded.shape[1:], (3, 4, 5)))], images)
+    assert pad_to(images, (3, 4, 9))[0, 0, 0].tolist() == [0, 0, 1, 1, 1, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("inference", [Inference(), Inference((16, 16, 16), 0.5)])
+def test_a_perfect_engine_gives_back_exactly_the_mask_on_the_images_grid(inference):
+    volume, tumour, _ = brain_with_tumour()
+    classes = Segmenter(replace(RECIPE, inference=inference), threshold_engine, 16)(volume)
+    assert classes.array.dtype == np.uint8
+    np.testing.assert_array_equal(classes.affine, volume.affine)
+    np.testing.assert_array_equal(classes.array, (tumour * np.uint8(ED))[None])
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing"),
+    [(SHAPE, (1.0, 1.0, 1.0)), ((14, 44, 40), (2.6, 1.0, 1.0)), ((60, 30, 36), (0.6, 1.5, 1.1))],
+)
+def test_a_perfect_engine_at_two_millimetres_gives_nearly_the_mask(shape, spacing):
+    volume, tumour, brain = brain_with_tumour(shape, spacing)
+    segmenter = Segmenter(replace(RECIPE, preprocessing=Preprocessing(2.0)), threshold_engine, 16)
+    classes = segmenter(volume)
+    assert classes.array.shape == (1, *shape)
+    np.testing.assert_array_equal(classes.affine, volume.affine)
+    found = classes.array[0] == ED
+    assert dice(found, tumour) > 0.9
+    assert not (found & ~brain).any()
+    middles = [np.argwhere(m).mean(0) * spacing for m in (found, tumour)]
+    np.testing.assert_allclose(*middles, atol=0.3)
+
+
+def test_grid_of_equal_shape_but_another_spacing_is_still_resampled():
+    spacing = (1.96, 1.96, 1.96)
+    volume, tumour, _ = brain_with_tumour((18, 22, 20), spacing)
+    segmenter = Segmenter(replace(RECIPE, preprocessing=Preprocessing(2.0)), threshold_engine, 1)
+    prepared_like = []
+    probabilities = replace(segmenter, engine=lambda x: prepared_like.append(x.shape[2:]) or threshold_engine(x))(
+        volume
+    )
+    assert prepared_like[0] == segmenter.probabilities(volume).shape  # rounding up hides the difference
+    assert dice(probabilities.array[0] == ED, tumour) > 0.9
+
+
+@pytest.mark.parametrize("spacing_mm", [None, 2.0])
+def test_nothing_is_found_outside_the_brain(spacing_mm):
+    volume, _, brain = brain_with_tumour()
+    recipe = replace(RECIPE, preprocessing=Preprocessing(spacing_mm))
+    classes = Segmenter(recipe, everything_engine, 16)(volume).array[0]
+    np.testing.assert_array_equal(classes, brain * np.uint8(ET))
+
+
+def test_oblique_study_keeps_its_affine():
+    volume, tumour, _ = brain_with_tumour()
+    turn = np.array([[0.96, -0.28, 0, -50], [0.28, 0.96, 0, 20], [0, 0, 1, -7], [0, 0, 0, 1]])
+    oblique = Volume(volume.array, turn)
+    classes = Segmenter(RECIPE, threshold_engine, 16)(oblique)
+    np.testing.assert_array_equal(classes.affine, turn)
+    np.testing.assert_array_equal(classes.array[0] == ED, tumour)
+
+
+def test_recipes_postprocessing_is_applied():
+    volume, tumour, brain = brain_with_tumour()
+    volume.array[0, 8:10, 24, 18] = 300  # two bright voxels away from the ball
+    assert brain[8:10, 24, 18].all()
+    segmenter = Segmenter(RECIPE, threshold_engine, 16)
+    assert (segmenter(volume).array[0] == ED).sum() == tumour.sum() + 2
+    tidy = replace(segmenter, recipe=replace(RECIPE, postprocessing=Postprocessing(3)))
+    np.testing.assert_array_equal(tidy(volume).array[0] == ED, tumour)
+
+
+def test_probabilities_are_on_the_brains_box():
+    volume, tumour, brain = brain_with_tumour()
+    probabilities = Segmenter(RECIPE, threshold_engine, 16).probabilities(volume)
+    places = np.argwhere(brain)
+    low, high = places.min(0), places.max(0) + 1
+    assert probabilities.shape == tuple(high - low)
+    np.testing.assert_allclose(probabilities.affine[:3, 3], volume.affine[:3, 3] + low[::-1])
+    np.testing.assert_allclose(probabilities.array.sum(0), 1, atol=1e-5)
+    np.testing.assert_array_equal(probabilities.placed_on(volume).array[2] > 0.5, tumour)
+
+
+def test_sigmoid_target_is_decoded_by_regions():
+    def regions_engine(images):
+        bright = images[:, 0] > 1
+        return np.stack([np.full_like(images[:, 0], -200), np.where(bright, 200, -200), images[:, 0] * 0 + 200], 1)
+
+    volume, tumour, brain = brain_with_tumour()
+    recipe = replace(RECIPE, target=NESTED_REGIONS)
+    classes = Segmenter(recipe, regions_engine, 16)(volume).array[0]
+    np.testing.assert_array_equal(classes, np.where(tumour, NCR, ED) * brain)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_activation_is_torchs_even_for_extreme_logits(kind):
+    logits = np.random.default_rng(0).normal(0, 1, (3, 2, 2, 2)).astype(np.float32)
+    logits[0] *= 500
+    tensor = torch.from_numpy(logits)
+    expected = torch.softmax(tensor, 0) if kind == "softmax" else torch.sigmoid(tensor)
+    found = activate(logits, Target(kind, ((0,), (1,), (2,))))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
