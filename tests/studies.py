@@ -25,9 +25,7 @@ def brain_mask():
     """An ellipsoid of about 1,300 ml, (D, H, W)."""
     d, h, w = (np.arange(n) - (n - 1) / 2 for n in SHAPE)
     semiaxes = (60.0 / SPACING_MM, 75.0 / SPACING_MM, 69.0 / SPACING_MM)
-    return (
-        (d[:, None, None] / semiaxes[0]) ** 2 + (h[:, None] / semiaxes[1]) ** 2 + (w / semiaxes[2]) ** 2
-    ) <= 1.0
+    return ((d[:, None, None] / semiaxes[0]) ** 2 + (h[:, None] / semiaxes[1]) ** 2 + (w / semiaxes[2]) ** 2) <= 1.0
 
 
 def nested_tumour():

@@ -20,7 +20,7 @@ def full_disk(*_args, **_kwargs):
 
 
 class FullStream:
-    def __init__(self, handle, mode):
+    def __init__(self, handle, _mode):
         self.handle = handle
 
     def __enter__(self):

@@ -81,14 +81,16 @@ def test_prepare_leaves_its_input_alone():
 
 
 def test_resampled_brain_is_not_darker_at_its_edge():
-    volume = study(spacing=(1.5, 1.0, 1.0))
-    volume = volume.with_array((volume.array != 0).astype(np.float32) * 500)
-    volume.array[0, 4, 4, 4] += 1e-3  # a constant has no z-score
-    prepared = prepare(volume, Preprocessing(spacing_mm=2.0))
+    volume = study((16, 18, 20), (1.5, 1.0, 1.0))
+    brain = volume.array != 0
+    halves = np.where(np.arange(20) < 9, 200, 400) * brain
+    prepared = prepare(volume.with_array(halves.astype(np.float32)), Preprocessing(spacing_mm=2.0))
     z, y, x = (n * s / 2 for n, s in zip(brain_box(volume).shape, volume.spacing_mm, strict=True))
     assert prepared.shape == (int(np.ceil(z)), int(np.ceil(y)), int(np.ceil(x)))
     np.testing.assert_allclose(prepared.spacing_mm, (2, 2, 2))
-    assert np.abs(prepared.array[1]).max() < 100  # a darkened edge voxel would be thousands of deviations away
+    values = prepared.array[0][prepared.array[0] != 0]
+    assert np.isclose(values, values.min(), atol=1e-3).mean() > 0.2  # all of the dark half, its edge too
+    assert np.isclose(values, values.max(), atol=1e-3).mean() > 0.2
 
 
 @pytest.mark.parametrize("spacing_mm", [0.5, 1.0, 2.0, 3.3])
@@ -155,6 +157,26 @@ def test_class_of_a_larger_voxel_is_the_one_that_fills_most_of_it():
     assert out.dtype == np.uint8
     assert (out[..., :2] == 0).all()
     assert (out[..., 2:] == 3).all()
+
+
+def test_a_voxel_that_one_class_fills_keeps_it():
+    classes = np.zeros((8, 8, 8), np.uint8)
+    classes[4:6, 2:4, 2:4] = 3  # exactly one voxel of 2 mm
+    out = resample_classes(classes, (4, 4, 4), (2.0, 2.0, 2.0))
+    assert np.argwhere(out).tolist() == [[2, 1, 1]]
+
+
+@pytest.mark.parametrize("ratio", [1.3, 2.0, 2.7])
+def test_class_of_a_larger_voxel_is_that_of_brute_force(ratio):
+    classes = np.random.default_rng(3).integers(0, 4, (7, 8, 6)).astype(np.uint8)
+    shape = tuple(int(np.ceil(n / ratio)) for n in classes.shape)
+    out = resample_classes(classes, shape, (ratio,) * 3)
+    parts = 40  # points along each axis of a new voxel
+    for place in np.ndindex(shape):
+        axes = [np.floor((p + (np.arange(parts) + 0.5) / parts) * ratio).astype(int) for p in place]
+        axes = [a[a < n] for a, n in zip(axes, classes.shape, strict=True)]
+        counts = np.bincount(classes[np.ix_(*axes)].ravel(), minlength=4)
+        assert counts[out[place]] > 0.97 * counts.max()
 
 
 def test_class_map_on_a_finer_grid_repeats_its_voxels():

@@ -67,17 +67,14 @@ def resample(array: Array, shape: tuple[int, int, int], ratio: tuple[float, floa
     Linear interpolation where the new voxels are smaller; where they are larger the kernel widens with them, so that
     nothing between their centres is lost. Weights at the border are renormalised.
     """
-    out = array.astype(np.float32, copy=False)
-    for axis in range(3):
-        weights = _resampling_weights(array.shape[axis + 1], shape[axis], ratio[axis])
-        out = np.moveaxis(np.tensordot(weights, out, axes=(1, axis + 1)), 0, axis + 1)
-    return np.ascontiguousarray(out)
+    return _weighted(array, [_linear_weights(*axis) for axis in zip(array.shape[1:], shape, ratio, strict=True)])
 
 
 def resample_classes(classes: Array, shape: tuple[int, int, int], ratio: tuple[float, float, float]) -> Array:
     """A class map (D, H, W) on another grid: at each voxel the class that fills most of it."""
     present = np.unique(classes)
-    shares = np.stack([resample((classes == value)[None], shape, ratio)[0] for value in present])
+    weights = [_overlap_weights(*axis) for axis in zip(classes.shape, shape, ratio, strict=True)]
+    shares = _weighted(np.stack([classes == value for value in present]), weights)
     return present[shares.argmax(0)].astype(np.uint8)
 
 
@@ -91,8 +88,23 @@ def _resampled_brain(volume: Volume, mask: Array, spacing_mm: float) -> tuple[Vo
     return Volume(mean * inside, affine), inside
 
 
-def _resampling_weights(source: int, target: int, ratio: float) -> Array:
+def _weighted(array: Array, weights: list[Array]) -> Array:
+    """(C, D, H, W) with D, H and W each multiplied by its (target, source) matrix."""
+    out = array.astype(np.float32, copy=False)
+    for axis, matrix in enumerate(weights, start=1):
+        out = np.moveaxis(np.tensordot(matrix, out, axes=(1, axis)), 0, axis)
+    return np.ascontiguousarray(out)
+
+
+def _linear_weights(source: int, target: int, ratio: float) -> Array:
     centres = (np.arange(target) + 0.5) * ratio - 0.5
     distance = np.abs(np.clip(centres, 0, source - 1)[:, None] - np.arange(source)[None])
     weights = np.maximum(1 - distance / max(ratio, 1.0), 0)
     return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+def _overlap_weights(source: int, target: int, ratio: float) -> Array:
+    """How much of each new voxel each old one fills."""
+    start, old = (np.arange(target) * ratio)[:, None], np.arange(source)[None]
+    overlap = np.minimum(start + ratio, old + 1) - np.maximum(start, old)
+    return np.maximum(overlap, 0).astype(np.float32)
