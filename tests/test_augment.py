@@ -173,3 +173,9 @@ def test_noise_has_the_drawn_width_and_comes_from_its_seed():
     assert abs(float(out.std()) - 0.5) < 0.02
     assert torch.equal(out, apply(image, classes, [loud])[0])
     assert not torch.equal(out, apply(image, classes, [replace(loud, noise_seed=8)])[0])
+
+
+def test_control_points_of_the_elastic_field_are_as_far_apart_as_the_recipe_says():
+    settings = Augmentation(elastic_voxels=1.0, elastic_spacing=20)
+    drawn = draw(settings, 1, (61, 81, 41), np.random.default_rng(0))
+    assert drawn.displacement.shape == (3, 4, 5, 3)

@@ -42,7 +42,7 @@ def draw(settings: Augmentation, channels: int, size: tuple[int, int, int], rng:
     matrix = _rotation(angles) @ np.diag(flips / zoom)
     displacement = None
     if settings.elastic_voxels:
-        points = tuple(n // settings.elastic_spacing + 3 for n in size)
+        points = tuple(max(round((n - 1) / settings.elastic_spacing) + 1, 2) for n in size)
         displacement = rng.normal(0, settings.elastic_voxels, (3, *points)).astype(np.float32)
     return Draw(
         matrix=matrix.astype(np.float32),

@@ -62,15 +62,15 @@ class Training:
     """
 
     __pydantic_config__ = _STRICT
-    patches: int
-    patch_size: tuple[int, int, int]
-    batch_size: int
-    learning_rate: float
+    patches: pydantic.PositiveInt
+    patch_size: tuple[pydantic.PositiveInt, pydantic.PositiveInt, pydantic.PositiveInt]
+    batch_size: pydantic.PositiveInt
+    learning_rate: pydantic.PositiveFloat
     weight_decay: float = 0.0
     schedule: Literal["constant", "cosine", "plateau"] = "constant"
     plateau_factor: float = 0.5
     plateau_patience: int = 4
-    validate_every: int = 1000
+    validate_every: pydantic.PositiveInt = 1000
     foreground_share: float = 0.5
     loss: str = "cross_entropy_dice"
 

@@ -4,7 +4,7 @@ import torch
 from gliomap.errors import InputError, UsageError
 from gliomap.losses import find_loss
 from gliomap.networks import build_network
-from gliomap.recipe import recipe_json
+from gliomap.recipe import recipe_json, with_settings
 from gliomap.recipes import RECIPES, find_recipe
 
 
@@ -60,9 +60,21 @@ def test_recipes_are_found_by_name_or_in_a_file(tmp_path):
 def test_unknown_names_and_unreadable_files_are_refused(tmp_path):
     with pytest.raises(UsageError, match="no recipe is called 'nothing'"):
         find_recipe("nothing")
-    with pytest.raises(InputError, match="cannot read the recipe"):
+    with pytest.raises(InputError, match="cannot read"):
         find_recipe(str(tmp_path / "none.json"))
     path = tmp_path / "other.json"
     path.write_text('{"name": "half"}')
     with pytest.raises(UsageError, match="training"):
         find_recipe(str(path))
+
+
+@pytest.mark.parametrize("setting", ["training.patches=0", "training.batch_size=-1", "training.learning_rate=0"])
+def test_budgets_and_sizes_that_are_not_positive_are_refused(setting):
+    with pytest.raises(UsageError, match="greater than 0"):
+        with_settings(RECIPES["attention_resunet_small"], [setting])
+
+
+def test_an_unknown_gate_is_refused_and_not_trained_without_one():
+    recipe = with_settings(RECIPES["attention_resunet_small"], ["network.settings.gate=foo"])
+    with pytest.raises(UsageError, match="no gate is called 'foo'"):
+        build_network(recipe)

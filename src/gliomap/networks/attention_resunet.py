@@ -170,8 +170,13 @@ class AttentionResUNet(Network):
 
 
 def _gate(kind: GateKind, channels: int, se_reduction: int) -> nn.Module:
-    if kind == "se":
-        return SEGate(channels, max(channels // se_reduction, 1))
-    if kind == "cbam":
-        return CBAMGate(channels)
-    return FreeGate() if kind == "free" else nn.Identity()
+    match kind:
+        case "none":
+            return nn.Identity()
+        case "free":
+            return FreeGate()
+        case "se":
+            return SEGate(channels, max(channels // se_reduction, 1))
+        case "cbam":
+            return CBAMGate(channels)
+    raise ValueError(f"no gate is called {kind!r}; expected none, free, se or cbam")

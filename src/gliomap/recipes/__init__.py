@@ -1,8 +1,10 @@
 """RECIPES: every recipe by name. One file per paper."""
 
+import json
 from pathlib import Path
 
-from gliomap.errors import InputError, UsageError
+from gliomap.errors import UsageError
+from gliomap.files import read_json
 from gliomap.recipe import Recipe, recipe_from_json
 from gliomap.recipes import attention_resunet
 
@@ -14,14 +16,11 @@ def find_recipe(name: str) -> Recipe:
 
     Raises:
         UsageError: there is none.
-        InputError: the file cannot be read.
+        InputError: the file cannot be read or is not JSON.
     """
     if name in RECIPES:
         return RECIPES[name]
     path = Path(name)
     if path.suffix != ".json":
         raise UsageError(f"no recipe is called {name!r}; expected one of {', '.join(RECIPES)}, or a recipe.json")
-    try:
-        return recipe_from_json(path.read_text())
-    except OSError as error:
-        raise InputError(f"cannot read the recipe {path}: {error.strerror or error}") from error
+    return recipe_from_json(json.dumps(read_json(path)))
