@@ -8,7 +8,7 @@ import numpy as np
 from gliomap.classes import ED, ET, NCR
 from gliomap.data.study import MODALITIES, ImageFile, Study
 from gliomap.data.writing import study_files
-from gliomap.files import write_files
+from gliomap.files import json_bytes, write_files
 from gliomap.volume import Volume
 
 SPACING_MM = 6.0
@@ -73,3 +73,21 @@ def loose_study(folder: Path, images=None, labels=None, affine=None, label_affin
     if labels is not None:
         label = ImageFile(save(folder / "seg.nii", labels, affine if label_affine is None else label_affine))
     return Study(folder.name, files, label)
+
+
+MSD_JSON = {
+    "modality": {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"},
+    "labels": {"0": "background", "1": "edema", "2": "non-enhancing tumor", "3": "enhancing tumour"},
+}
+
+
+def touch(folder, names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_bytes(b"")
+
+
+def msd_dataset(folder, content=None):
+    images, classes = write_study(folder, "msd", "BRATS_001")
+    (folder / "dataset.json").write_bytes(json_bytes(MSD_JSON if content is None else content))
+    return images, classes

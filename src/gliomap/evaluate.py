@@ -58,7 +58,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
         IntegrityError: the model file is not what it says.
     """
     record = RunRecord("evaluate", options)
-    studies = [s for s in find_studies(options.truth, parse_labels(options.truth_labels)) if s.label is not None]
+    studies = [s for s in find_studies(options.truth, parse_labels(options.truth_labels)) if s.label or s.problem]
     if not studies:
         raise InputError(f"{options.truth} has no label maps; expected labelled studies to compare with")
     name, predict = _predictor(options, studies)

@@ -111,7 +111,7 @@ def train(options: TrainOptions) -> TrainResult:
     """
     record = RunRecord("train", options)
     recipe = _recipe(options)
-    studies = [s for s in find_studies(options.data, parse_labels(options.labels)) if s.label is not None]
+    studies = [s for s in find_studies(options.data, parse_labels(options.labels)) if s.label or s.problem]
     training, validation = _divide(options, studies)
     prepared, validation, failed, warnings = _read(training, validation, recipe, quiet=options.quiet)
     run = _set_up(options, recipe, prepared, validation)

@@ -1,7 +1,6 @@
 import bz2
 import errno
 import gzip
-import json
 import os
 import shutil
 from pathlib import Path
@@ -10,17 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from studies import SHAPE, brain_images, nested_tumour, save, small_study, write_study
+from studies import MSD_JSON, SHAPE, brain_images, msd_dataset, nested_tumour, save, small_study, touch, write_study
 
 from gliomap.classes import CONVENTIONS, ED, ET, NCR, RC, named_convention
-from gliomap.data.datasets import (
-    DATASETS,
-    convention_from_json,
-    count_layouts,
-    find_studies,
-    parse_labels,
-    study_from_files,
-)
+from gliomap.data.datasets import count_layouts, find_studies, parse_labels, study_from_files
+from gliomap.data.names import DATASETS
 from gliomap.data.study import MODALITIES
 from gliomap.data.writing import dataset_json
 from gliomap.errors import InputError, UsageError
@@ -28,12 +21,6 @@ from gliomap.files import json_bytes, write_files
 
 OLD_NAMES = ("flair", "t1", "t1ce", "t2", "seg")
 NEW_NAMES = ("t1n", "t1c", "t2w", "t2f", "seg")
-
-
-def touch(folder, names):
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        (folder / name).write_bytes(b"")
 
 
 def refusal(path, **options):
@@ -243,9 +230,18 @@ def test_labels_apart_from_their_images_are_joined(tmp_path):
 def test_images_of_two_folders_that_merely_share_a_name_are_not_joined(tmp_path):
     touch(tmp_path / "anna" / "mri", ["t1.nii.gz", "t2.nii.gz"])
     touch(tmp_path / "ben" / "mri", ["t1c.nii.gz", "flair.nii.gz"])
-    (found,) = find_studies(tmp_path)
-    with pytest.raises(InputError, match=r"study mri is there twice: .*anna.*ben"):
-        found.read()
+    assert {s.id: set(s.images) for s in find_studies(tmp_path)} == {
+        "anna_mri": {"t1", "t2"},
+        "ben_mri": {"t1c", "flair"},
+    }
+
+
+def test_folders_of_one_name_are_told_apart_by_their_path(tmp_path):
+    for subject in ("sub-01", "sub-02"):
+        names = [f"{subject}_{w}.nii.gz" for w in ("T1w", "ce-gd_T1w", "T2w", "FLAIR")]
+        touch(tmp_path / subject / "anat", names)
+    found = find_studies(tmp_path)
+    assert [(s.id, len(s.images), s.problem) for s in found] == [("sub-01_anat", 4, ""), ("sub-02_anat", 4, "")]
 
 
 def test_folder_that_mixes_layouts_is_read_study_by_study(tmp_path):
@@ -365,143 +361,6 @@ def test_files_of_two_named_studies_say_nothing_about_the_labels(tmp_path):
     assert study_from_files(files).convention is None
 
 
-MSD_JSON = {
-    "modality": {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"},
-    "labels": {"0": "background", "1": "edema", "2": "non-enhancing tumor", "3": "enhancing tumour"},
-}
-
-
-def msd_dataset(folder, content=None):
-    images, classes = write_study(folder, "msd", "BRATS_001")
-    (folder / "dataset.json").write_bytes(json_bytes(MSD_JSON if content is None else content))
-    return images, classes
-
-
-def test_decathlon_study_is_one_4d_file_whose_channels_the_json_names(tmp_path):
-    images, classes = msd_dataset(tmp_path)
-    (found,) = find_studies(tmp_path)
-    assert (found.id, found.layout, found.convention.name) == ("BRATS_001", "msd", "msd")
-    assert found.convention.evidence == "dataset.json"
-    assert {m: f.channel for m, f in found.images.items()} == {"t1": 1, "t1c": 2, "t2": 3, "flair": 0}
-    np.testing.assert_array_equal(found.read()[0].array, images.array)
-    np.testing.assert_array_equal(found.read_classes()[0].array, classes.array)
-
-
-def test_decathlon_images_alone_are_found(tmp_path):
-    msd_dataset(tmp_path)
-    (found,) = find_studies(tmp_path / "imagesTr")
-    assert found.layout == "msd"
-    assert found.label is None
-
-
-def test_decathlon_channels_in_another_order_are_obeyed(tmp_path):
-    images, _ = msd_dataset(tmp_path, MSD_JSON | {"modality": {"0": "T2w", "1": "t1gd", "2": "T1w", "3": "FLAIR"}})
-    swapped = find_studies(tmp_path)[0].read(("t2", "t1c", "t1", "flair"))[0]
-    np.testing.assert_array_equal(swapped.array, images.array[[3, 0, 1, 2]])
-
-
-NNUNET_LABELS = {
-    "flat": {"background": 0, "necrosis and non-enhancing core": 1, "oedema": 2, "enhancing tumour": 3},
-    "nested": {"background": 0, "whole_tumor": [1, 2, 3], "tumor_core": [1, 3], "enhancing_tumor": [3]},
-    "nested, one value bare": {"background": 0, "whole_tumor": [1, 2, 3], "tumor_core": [1, 3], "enhancing_tumor": 3},
-    "value to name": {"0": "background", "1": "NCR", "2": "ED", "3": "ET"},
-}
-
-
-@pytest.mark.parametrize("labels", NNUNET_LABELS.values(), ids=NNUNET_LABELS)
-@pytest.mark.parametrize("key", ["channel_names", "modality"])
-def test_nnunet_study_is_numbered_files_whose_channels_the_json_names(tmp_path, labels, key):
-    images, classes = write_study(tmp_path, "nnunet", "case_7")
-    content = {key: {"0": "T1", "1": "T1c", "2": "T2", "3": "FLAIR"}, "labels": labels}
-    (tmp_path / "dataset.json").write_bytes(json_bytes(content))
-    (found,) = find_studies(tmp_path)
-    assert (found.id, found.layout, found.convention.name) == ("case_7", "nnunet", "brats2023")
-    np.testing.assert_array_equal(found.read()[0].array, images.array)
-    np.testing.assert_array_equal(found.read_classes()[0].array, classes.array)
-
-
-def test_nested_regions_with_other_values_are_read_as_the_json_says():
-    labels = {"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": [3]}
-    assert dict(convention_from_json(labels, Path("dataset.json")).values) == {1: ED, 2: NCR, 3: ET}
-
-
-def test_predictions_of_nnunet_are_label_maps_in_the_convention_of_their_json(tmp_path):
-    save(tmp_path / "case_7.nii.gz", nested_tumour())
-    content = {"channel_names": {"0": "T1", "1": "T1c", "2": "T2", "3": "FLAIR"}, "labels": NNUNET_LABELS["nested"]}
-    (tmp_path / "dataset.json").write_bytes(json_bytes(content))
-    (found,) = find_studies(tmp_path)
-    assert (found.id, found.images) == ("case_7", {})
-    np.testing.assert_array_equal(found.read_classes()[0].array[0], nested_tumour())
-
-
-def test_missing_channel_of_nnunet_is_a_missing_modality(tmp_path):
-    write_study(tmp_path, "nnunet", "case_7")
-    write_files({tmp_path / name: content for name, content in dataset_json("nnunet", ["case_7"]).items()})
-    (tmp_path / "imagesTr" / "case_7_0001.nii.gz").unlink()
-    with pytest.raises(InputError, match="modality t1c is missing"):
-        find_studies(tmp_path)[0].read()
-
-
-@pytest.mark.parametrize(
-    ("name", "tissue"),
-    [
-        ("edema", ED), ("Oedema", ED), ("ED", ED), ("SNFH", ED), ("peritumoral_edema", ED), ("peritumoural oedema", ED),
-        ("surrounding non-enhancing FLAIR hyperintensity", ED),
-        ("necrosis", NCR), ("non-enhancing tumor", NCR), ("non enhancing", NCR), ("nonenhancing_tumor", NCR), ("NCR", NCR),
-        ("NETC", NCR), ("NCR/NET", NCR), ("non-contrast-enhancing core", NCR), ("necrotic core and enhancing-free", NCR),
-        ("enhancing tumour", ET), ("ET", ET), ("gd_enhancing", ET), ("active tumor", ET),
-        ("resection cavity", RC), ("RC", RC),
-    ],
-)  # fmt: skip
-def test_tissue_names_of_a_json_are_understood(name, tissue):
-    assert convention_from_json({"0": "background", "7": name}, Path("dataset.json")).values == ((7, tissue),)
-    assert convention_from_json({"background": 0, name: 7}, Path("dataset.json")).values == ((7, tissue),)
-
-
-@pytest.mark.parametrize(
-    ("labels", "expected"),
-    [
-        ({"0": "background", "1": "liver"}, "calls a label 'liver'"),
-        ({"background": 0, "whole tumor": 1}, "calls a label 'whole tumor'"),
-        ({"1": "edema", "2": "oedema", "3": "ET"}, "one tissue two label values"),
-        ({"background": 0, "a": [1, 2], "b": [2, 3], "c": [3]}, "expected whole tumour"),
-        ({"background": 0, "a": [1, 2], "b": [2]}, "expected whole tumour"),
-        ({"background": 0, "edema": None}, "labels that cannot be read"),
-        ({"background": 0, "edema": "two"}, "labels that cannot be read"),
-        (["background", "edema"], "labels that cannot be read"),
-    ],
-)
-def test_labels_of_a_json_that_say_nothing_are_refused(labels, expected):
-    with pytest.raises(InputError, match=expected) as raised:
-        convention_from_json(labels, Path("dataset.json"))
-    assert raised.value.exit_code == 3
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        (["a", "list"], "does not say what its channels are"),
-        ({"labels": {"0": "background"}}, "does not say what its channels are"),
-        ({"modality": ["FLAIR", "T1w"]}, "does not say what its channels are"),
-        ({"channel_names": {"first": "T1"}}, "does not say what its channels are"),
-        ({"channel_names": {"0": "CT"}}, "calls a channel 'CT'"),
-        ({"channel_names": {"0": "label"}}, "calls a channel 'label'"),
-    ],
-)
-def test_json_that_does_not_name_mri_channels_is_refused(tmp_path, content, expected):
-    touch(tmp_path, ["case_0000.nii.gz"])
-    (tmp_path / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
-    assert expected in refusal(tmp_path)
-
-
-def test_json_without_labels_leaves_the_values_to_decide(tmp_path):
-    msd_dataset(tmp_path, {"modality": MSD_JSON["modality"]})
-    (found,) = find_studies(tmp_path)
-    assert found.convention is None
-    with pytest.raises(InputError, match="Nothing is guessed"):
-        found.read_classes()
-
-
 def test_what_the_person_says_comes_before_the_json(tmp_path):
     _, classes = msd_dataset(tmp_path, MSD_JSON | {"labels": {"1": "NCR", "2": "ED", "3": "ET"}})
     (found,) = find_studies(tmp_path)
@@ -536,25 +395,6 @@ def test_nothing_said_is_no_convention():
     assert parse_labels(None) is None
     with pytest.raises(UsageError, match="no label convention is called 'nonsense'"):
         parse_labels("nonsense")
-
-
-def test_outputs_of_gliomap_are_read_in_the_convention_they_were_written_in(tmp_path):
-    save(tmp_path / "anna" / "segmentation.nii.gz", named_convention("audit", "a test").encode(nested_tumour()))
-    rows = [
-        {"study": "anna", "status": "done", "segmentation": "anna/segmentation.nii.gz",
-         "labels": {"1": "ET", "2": "NCR", "3": "ED"}},
-        {"study": "ben", "status": "failed"},
-    ]  # fmt: skip
-    (tmp_path / "run.json").write_bytes(json_bytes({"verb": "segment", "studies": rows}))
-    (found,) = find_studies(tmp_path)
-    assert (found.id, found.layout, found.convention.evidence) == ("anna", "gliomap", "run.json")
-    np.testing.assert_array_equal(found.read_classes()[0].array[0], nested_tumour())
-
-
-def test_records_of_other_verbs_are_ignored(tmp_path):
-    touch(tmp_path, ["t1.nii.gz"])
-    (tmp_path / "run.json").write_bytes(json_bytes({"verb": "train", "studies": [{"study": "anna"}]}))
-    assert find_studies(tmp_path)[0].layout == "loose"
 
 
 def test_moving_a_study_changes_nothing_about_it(tmp_path):

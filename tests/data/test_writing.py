@@ -4,7 +4,8 @@ import pytest
 from studies import small_study, write_study
 
 from gliomap.classes import RC
-from gliomap.data.datasets import DATASETS, find_studies
+from gliomap.data.datasets import find_studies
+from gliomap.data.names import DATASETS
 from gliomap.data.writing import LAYOUTS, as_lps, dataset_json, phantom_id, study_files
 from gliomap.errors import InputError
 from gliomap.files import write_files

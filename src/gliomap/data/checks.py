@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from gliomap.classes import CLASS_NAMES, ED, Convention
+from gliomap.classes import CLASS_NAMES, ED, RC, Convention
 from gliomap.errors import InputError
 from gliomap.volume import Volume
 
@@ -103,7 +103,7 @@ def anatomical_hint(labels: Array, brain: Array) -> str:
 
 def implausible_convention(classes: Array, brain: Array, convention: Convention) -> list[str]:
     """A warning if the anatomy contradicts a convention: where another class touches normal brain more than oedema does."""
-    shares = contact_with_brain(classes, brain)
+    shares = {tissue: share for tissue, share in contact_with_brain(classes, brain).items() if tissue != RC}
     most = max(shares, key=lambda tissue: shares[tissue], default=ED)
     if ED not in shares or most == ED:
         return []

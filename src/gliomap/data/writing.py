@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from gliomap.classes import CLASS_TITLES, CONVENTIONS, named_convention
-from gliomap.data.datasets import DATASETS
 from gliomap.data.images import volume_bytes
+from gliomap.data.names import DATASETS
 from gliomap.data.study import MODALITIES
 from gliomap.files import json_bytes
 from gliomap.volume import Volume
