@@ -12,6 +12,7 @@ from gliomap.progress import progress_bar
 from gliomap.volume import Volume
 
 STUDIES_PER_SEED = 10_000
+MAX_SIZE = 512
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ def phantom(options: PhantomOptions) -> list[str]:
     """
     if options.layout not in LAYOUTS:
         raise UsageError(f"no layout is called {options.layout!r}; expected one of {', '.join(LAYOUTS)}")
-    if not 1 <= options.studies <= STUDIES_PER_SEED or not 0 <= options.randomise <= 1 or not 32 <= options.size <= 512:
-        raise UsageError(f"expected 1 to {STUDIES_PER_SEED} studies, a size from 32 to 512 and --randomise from 0 to 1")
+    if not 1 <= options.studies <= STUDIES_PER_SEED or options.size > MAX_SIZE:
+        raise UsageError(f"expected 1 to {STUDIES_PER_SEED} studies of a size up to {MAX_SIZE}")
     record = RunRecord("phantom", options)
     rows = []
     with progress_bar("growing phantoms", options.studies, quiet=options.quiet) as bar:
