@@ -41,8 +41,10 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
 
 
-@pytest.mark.parametrize("changes", [{"layout": "dicom"}, {"randomise": 2.0}, {"size": 8}, {"size": 4000}, {"kind": "huge"}, {"studies": 0}])
+@pytest.mark.parametrize(
+    "changes", [{"layout": "dicom"}, {"randomise": 2.0}, {"size": 8}, {"size": 4000}, {"kind": "huge"}, {"studies": 0}]
+)
 def test_options_out_of_range_are_refused_and_nothing_is_written(changes: dict, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="expected|choose"):
+    with pytest.raises(UsageError, match=r"expected|choose"):
         phantom(PhantomOptions(tmp_path / "out", quiet=True, **changes))
     assert not (tmp_path / "out").exists()

@@ -29,6 +29,18 @@ def torch_engine(network: Network, device: torch.device | str = "cpu") -> Callab
     return run
 
 
+def load_engine(model: Model, device: str) -> tuple[Callable[[Array], Array], int]:
+    """An engine for a model file on the named device (``auto``, ``cpu``, ``cuda``), and the network's size divisor.
+
+    Raises:
+        UsageError: there is no such device.
+        IntegrityError: as `load_network`.
+    """
+    where = find_device(device)
+    network = load_network(model, where)
+    return torch_engine(network, where), network.size_divisor
+
+
 def load_network(model: Model, device: torch.device | str = "cpu") -> Network:
     """The network of a model file with its weights, in float32.
 

@@ -11,7 +11,7 @@ from gliomap.classes import REGIONS
 from gliomap.data.datasets import find_studies, parse_labels
 from gliomap.data.images import image_stem
 from gliomap.data.study import GRID_TOLERANCE_MM, ImageFile, Study
-from gliomap.engines import find_device, load_network, torch_engine
+from gliomap.engines import load_engine
 from gliomap.errors import GliomapError, InputError
 from gliomap.files import json_bytes, sha256, write_files
 from gliomap.manifest import RunRecord
@@ -117,9 +117,7 @@ def _predictor(options: EvaluateOptions, studies: list[Study]) -> tuple[str, Pre
     path = options.predictions
     if path.suffix == ".safetensors":
         model = load_model(path)
-        device = find_device(options.device)
-        network = load_network(model, device)
-        segmenter = Segmenter(model.recipe, torch_engine(network, device), network.size_divisor)
+        segmenter = Segmenter(model.recipe, *load_engine(model, options.device))
         return model.name, lambda study: segmenter(study.read(model.recipe.modalities)[0])
     predictions = _label_maps(options, studies)
     return path.name, lambda study: _read_prediction(study, predictions)

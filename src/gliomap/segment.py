@@ -13,7 +13,7 @@ from gliomap.classes import CLASS_NAMES, REGIONS, Convention, convention_from_va
 from gliomap.data.datasets import count_layouts, find_studies, parse_labels, study_from_files
 from gliomap.data.images import label_bytes
 from gliomap.data.study import Study
-from gliomap.engines import find_device, load_network, torch_engine
+from gliomap.engines import load_engine
 from gliomap.errors import GliomapError, InputError, UsageError
 from gliomap.files import json_bytes, sha256, write_files
 from gliomap.manifest import RunRecord
@@ -121,9 +121,7 @@ def load_segmenter(path: Path | None, device: str = "auto") -> tuple[Model, Segm
     if path is None:
         raise UsageError("this gliomap ships no model; train one (gliomap train) and give it with -m")
     model = load_model(path)
-    where = find_device(device)
-    network = load_network(model, where)
-    return model, Segmenter(model.recipe, torch_engine(network, where), network.size_divisor)
+    return model, Segmenter(model.recipe, *load_engine(model, device))
 
 
 def _find(options: SegmentOptions) -> list[Study]:
