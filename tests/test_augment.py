@@ -179,3 +179,10 @@ def test_control_points_of_the_elastic_field_are_as_far_apart_as_the_recipe_says
     settings = Augmentation(elastic_voxels=1.0, elastic_spacing=20)
     drawn = draw(settings, 1, (61, 81, 41), np.random.default_rng(0))
     assert drawn.displacement.shape == (3, 4, 5, 3)
+
+
+def test_intensities_are_computed_where_the_images_are():
+    drawn = draw(Augmentation(intensity_scale=0.1, gamma=(0.8, 1.2)), 2, (4, 4, 4), np.random.default_rng(0))
+    images = torch.zeros(1, 2, 4, 4, 4, device="meta")
+    augmented, _ = apply(images, torch.zeros(1, 4, 4, 4, dtype=torch.uint8, device="meta"), [drawn])
+    assert augmented.device.type == "meta"

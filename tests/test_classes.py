@@ -110,7 +110,8 @@ def test_name_of_a_table():
     ("values", "name"),
     [
         ([0, 1, 2, 4], "brats2021"),
-        ([4], "brats2021"),
+        ([4], None),
+        ([2, 4], None),
         ([1, 2, 3, 4], "brats2024"),
         ([3, 4], "brats2024"),
         ([0], "brats2023"),

@@ -32,7 +32,7 @@ def test_demo_leaves_a_study_a_segmentation_a_report_and_scores(tmp_path: Path) 
     with (tmp_path / "demo" / "scores.csv").open() as stream:
         dice = {row["region"]: float(row["value"]) for row in csv.DictReader(stream) if row["metric"] == "dice"}
     assert dice == pytest.approx({r.region: r.value for r in result.done[0].scores if r.metric == "dice"}, abs=1e-5)
-    assert dice["WT"] > 0.6
+    assert np.mean(list(dice.values())) > 0.6
 
 
 def test_split_train_segment_evaluate(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from gliomap.errors import InputError
+from gliomap.errors import InputError, UsageError
 from gliomap.evaluate import EvaluateOptions, evaluate, summarise
 from gliomap.phantom import PhantomOptions, phantom
 from gliomap.segment import SegmentOptions, segment
@@ -83,6 +83,38 @@ def test_a_flipped_array_with_its_affine_is_the_same_prediction(tmp_path: Path) 
     nib.save(flipped, tmp_path / "predictions" / f"{study}_seg.nii.gz")
     rows = _evaluate(tmp_path / "predictions", tmp_path / "data", tmp_path / "scores.csv").rows
     assert _values(rows, "dice") == [1.0] * 3
+
+
+def test_two_files_for_one_prediction_are_refused(tmp_path: Path) -> None:
+    (study,) = _phantoms(tmp_path / "data", studies=1)
+    truth = tmp_path / "data" / study / f"{study}_seg.nii.gz"
+    for model in ("a", "b"):
+        (tmp_path / "predictions" / model).mkdir(parents=True)
+        (tmp_path / "predictions" / model / f"{study}.nii.gz").write_bytes(truth.read_bytes())
+    with pytest.raises(InputError, match="2 files could be the prediction"):
+        _evaluate(tmp_path / "predictions", tmp_path / "data", tmp_path / "scores.csv")
+
+
+def test_a_single_label_map_is_not_assumed_to_share_the_truths_convention(tmp_path: Path) -> None:
+    (study,) = _phantoms(tmp_path / "data", "brats2023", studies=1)
+    prediction = tmp_path / "prediction.nii.gz"
+    prediction.write_bytes((tmp_path / "data" / study / f"{study}-seg.nii.gz").read_bytes())
+    with pytest.raises(InputError, match="Nothing is guessed"):
+        _evaluate(prediction, tmp_path / "data" / study, tmp_path / "scores.csv")
+    rows = _evaluate(prediction, tmp_path / "data" / study, tmp_path / "scores.csv", labels="brats2023").rows
+    assert _values(rows, "dice") == [1.0] * 3
+
+
+def test_an_implausible_convention_is_warned_of(tmp_path: Path) -> None:
+    (study,) = _phantoms(tmp_path / "data", "nnunet", studies=1)
+    result = _evaluate(tmp_path / "data", tmp_path / "data", tmp_path / "scores.csv", truth_labels="msd", labels="msd")
+    assert any("looks implausible" in text for text in result.warnings)
+    assert study in result.warnings[0]
+
+
+def test_the_table_needs_a_file_name(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a folder"):
+        _evaluate(tmp_path, tmp_path, tmp_path)
 
 
 def test_a_region_that_both_lack_scores_1_and_0(tmp_path: Path) -> None:

@@ -165,3 +165,10 @@ def test_json_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
 def test_sha256_of_a_known_content(tmp_path):
     (tmp_path / "file").write_bytes(b"abc")
     assert sha256(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_nothing_is_written_where_one_destination_is_a_folder(tmp_path):
+    (tmp_path / "b").mkdir()
+    with pytest.raises(InputError, match=r"cannot write .*b: Is a directory"):
+        write_files({tmp_path / "a": b"1", tmp_path / "b": b"2"})
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]

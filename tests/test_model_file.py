@@ -66,7 +66,7 @@ def assert_refused(path, match=None):
 
 def test_round_trip(model):
     loaded = load_model(model)
-    assert loaded.name == "some"
+    assert loaded.name == f"{RECIPE.name}-{loaded.content_sha256[:8]}"
     assert loaded.recipe == RECIPE
     assert loaded.card == CARD
     assert loaded.content_sha256 == content_hash(weights())

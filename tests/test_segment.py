@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from gliomap.data.datasets import find_studies
+from gliomap.data.study import Study
 from gliomap.data.writing import LAYOUTS
-from gliomap.errors import InputError, UsageError
+from gliomap.errors import InputError, Interrupted, UsageError
 from gliomap.phantom import PhantomOptions, phantom
 from gliomap.segment import SegmentOptions, segment
 
@@ -98,6 +99,55 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(InputError, match="No space left"):
         _segment(tmp_path / "data" / study, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_segment_wrote_is_never_taken_for_the_truth(tmp_path: Path) -> None:
+    (study,) = _phantom(tmp_path / "data")
+    (tmp_path / "data" / study / f"{study}_seg.nii.gz").unlink()
+    inside = tmp_path / "data" / study / "out"
+    first = _segment(tmp_path / "data" / study, inside)
+    again = _segment(tmp_path / "data" / study, inside, score=True)
+    assert again.done[0].scores == []
+    assert any("no label map" in text for text in again.done[0].warnings)
+    np.testing.assert_array_equal(first.done[0].classes.array, again.done[0].classes.array)
+    assert [s.label for s in find_studies(tmp_path / "data")] == [None]
+
+
+def test_a_folder_in_which_every_study_fails_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    for study in _phantom(tmp_path / "data", studies=2):
+        (tmp_path / "data" / study / f"{study}_t1.nii.gz").unlink()
+    with pytest.raises(InputError, match="none of the 2 studies"):
+        _segment(tmp_path / "data", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_label_map_does_not_cost_the_segmentation(tmp_path: Path) -> None:
+    (study,) = _phantom(tmp_path / "data", "loose")
+    (tmp_path / "data" / study / "seg.nii.gz").write_bytes(b"not an image")
+    (result,) = _segment(tmp_path / "data" / study, tmp_path / "out").done
+    assert any("its own label map was not used" in text for text in result.warnings)
+
+
+def test_scores_of_another_run_are_not_left_beside_a_new_map(tmp_path: Path) -> None:
+    first, second = _phantom(tmp_path / "data", studies=2)
+    _segment(tmp_path / "data" / first, tmp_path / "out", score=True)
+    _segment(tmp_path / "data" / second, tmp_path / "out")
+    assert not (tmp_path / "out" / "scores.csv").exists()
+
+
+def test_an_interrupted_folder_keeps_and_records_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = _phantom(tmp_path / "data", studies=2)
+    original = Study.read
+
+    def read(study: Study, *arguments: object, **options: object) -> object:
+        if study.id == second:
+            raise KeyboardInterrupt
+        return original(study, *arguments, **options)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(Study, "read", read)
+    with pytest.raises(Interrupted, match="1 of 2 studies are done"):
+        _segment(tmp_path / "data", tmp_path / "out")
+    assert [s.id for s in find_studies(tmp_path / "out", outputs=True)] == [first]
 
 
 def test_nothing_to_segment_is_wrong_usage(tmp_path: Path) -> None:

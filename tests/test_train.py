@@ -1,8 +1,10 @@
 import csv
 import json
 import os
+import signal
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -103,9 +105,9 @@ def _interrupt_after(steps: int):
     original, done = module._step, []
 
     def step(*arguments: object) -> dict[str, float]:
-        if len(done) == steps:
-            raise KeyboardInterrupt
         done.append(1)
+        if len(done) == steps:
+            signal.raise_signal(signal.SIGINT)  # in the middle of a step, as Ctrl-C nearly always is
         return original(*arguments)  # pyright: ignore[reportArgumentType]
 
     return step
@@ -125,6 +127,71 @@ def test_a_validation_study_that_cannot_be_read_is_found_before_training(data: P
     result = train(_options(copy, tmp_path / "run", folds=folds, max_time_s=1e-6))
     assert list(result.failed) == [ids[0]]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["studies"]["validation"] == [ids[1]]
+
+
+def test_the_fold_decides_who_validates(data: Path, tmp_path: Path) -> None:
+    held_out = []
+    for fold in (0, 1):
+        train(_options(data, tmp_path / str(fold), fold=fold, max_time_s=1e-6))
+        held_out += json.loads((tmp_path / str(fold) / "run.json").read_text())["studies"]["validation"]
+    assert len(set(held_out)) == 2
+    with pytest.raises(UsageError, match="folds 0 to 3"):
+        train(_options(data, tmp_path / "more", fold=7))
+
+
+def test_augmentation_and_weight_decay_and_schedule_reach_the_weights(data: Path, tmp_path: Path) -> None:
+    base = [*SETTINGS, "training.patches=4", "augmentation.elastic_voxels=0", "augmentation.noise=0"]
+    changes = {
+        "base": [],
+        "augmented": ["augmentation.noise=0.5"],
+        "decay": ["training.weight_decay=0.1"],
+        "schedule": ["training.schedule=constant"],
+    }
+    for name, change in changes.items():
+        train(_options(data, tmp_path / name, settings=[*base, *change]))
+    weights = {name: _weights(tmp_path / name / "last.safetensors") for name in changes}
+    assert not any(_same(weights["base"], weights[name]) for name in ("augmented", "decay", "schedule"))
+
+
+def test_the_model_is_the_one_that_validated_best_not_the_last(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.9, 0.1])
+    monkeypatch.setattr("gliomap.train.dice", lambda *_: next(scores, 0.1))
+    monkeypatch.setattr("gliomap.train.REGIONS", {"WT": (1, 2, 3)})
+    result = train(_options(data, tmp_path / "run"))
+    assert load_model(result.model).card["patches"] == 6
+    assert not _same(_weights(result.model), _weights(tmp_path / "run" / "last.safetensors"))
+
+
+def test_sizes_that_the_network_cannot_take_are_refused_before_training(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"inference\.window is \(50, 50, 50\); expected multiples of 16"):
+        train(_options(data, tmp_path / "run", settings=[*SETTINGS, "inference.window=[50,50,50]"]))
+
+
+def test_resuming_with_other_training_studies_is_refused(data: Path, tmp_path: Path) -> None:
+    train(_options(data, tmp_path / "run", max_time_s=1e-6))
+    with pytest.raises(UsageError, match="seed or the training studies"):
+        train(_options(data, tmp_path / "run", resume=True, fold=1))
+
+
+def test_studies_in_no_fold_are_reported(data: Path, tmp_path: Path) -> None:
+    ids = sorted(p.name for p in data.iterdir() if p.is_dir())
+    folds = tmp_path / "folds.json"
+    folds.write_text(json.dumps({"folds": [ids[:1], ids[1:3]]}))
+    result = train(_options(data, tmp_path / "run", folds=folds, max_time_s=1e-6))
+    assert any(text.startswith("1 studies are in no fold") for text in result.warnings)
+
+
+def test_a_resection_cavity_trains_as_background_with_a_warning(tmp_path: Path) -> None:
+    ids = phantom(PhantomOptions(tmp_path / "data", studies=2, layout="brats2024", size=32, quiet=True))
+    label = tmp_path / "data" / ids[0] / f"{ids[0]}-seg.nii.gz"
+    image = nib.load(label)
+    values = np.asarray(image.dataobj).copy()
+    values[values == 3] = 4
+    nib.save(nib.Nifti1Image(values, image.affine, image.header), label)
+    result = train(_options(tmp_path / "data", tmp_path / "run", max_time_s=1e-6))
+    assert any("cavity trains as background" in text for text in result.warnings)
 
 
 def test_a_time_limit_ends_training_early_and_says_so(data: Path, tmp_path: Path) -> None:

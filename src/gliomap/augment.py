@@ -89,16 +89,16 @@ def _intensities(image: Tensor, draw: Draw) -> Tensor:
     if (draw.gamma != 1).any():
         low = image.amin((1, 2, 3), keepdim=True)
         span = (image.amax((1, 2, 3), keepdim=True) - low).clamp(min=1e-6)
-        out = ((image - low) / span) ** _column(draw.gamma) * span + low
-    out = out * _column(draw.scale) + _column(draw.shift)
+        out = ((image - low) / span) ** _column(draw.gamma, image) * span + low
+    out = out * _column(draw.scale, image) + _column(draw.shift, image)
     if draw.noise:
         generator = torch.Generator().manual_seed(draw.noise_seed)
         out = out + draw.noise * torch.randn(image.shape, generator=generator).to(image.device)
     return torch.where(inside, out, 0.0)
 
 
-def _column(values: Array) -> Tensor:
-    return torch.from_numpy(values.astype(np.float32))[:, None, None, None]
+def _column(values: Array, image: Tensor) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32)).to(image.device)[:, None, None, None]
 
 
 def _is_identity(draw: Draw) -> bool:

@@ -5,7 +5,7 @@ The class map is canonical everywhere inside gliomap: uint8, 0 background, 1 NCR
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -38,11 +38,12 @@ CONVENTIONS: dict[str, dict[int, int]] = {
 
 @dataclass(frozen=True)
 class Convention:
-    """What the values of a label file mean, and why we think so."""
+    """What the values of a label file mean, why we think so, and what speaks against it, if anything."""
 
     name: str
     values: tuple[tuple[int, int], ...]
     evidence: str
+    doubt: str = ""
 
     def decode(self, labels: Array) -> Array:
         """File values -> class map (uint8, same shape).
@@ -124,11 +125,16 @@ def name_of(values: Mapping[int, int]) -> str | None:
 def convention_from_values(labels: Array) -> Convention | None:
     """The convention that a label map's values leave no choice about; None if several would read them differently.
 
-    Value 4 without 3 is BraTS 2017 to 2021. Values 1, 2, 3 mean three different things and are never decided here.
+    Exactly 1, 2, 4 is taken for BraTS 2017 to 2021, with a doubt that is printed: a post-treatment study of 2024 without
+    enhancement has them too. Values 1, 2, 3 mean three different things and are never decided here.
     """
     present = {v for v in np.unique(labels).tolist() if v}
-    if 4 in present and 3 not in present and present <= set(CONVENTIONS["brats2021"]):
-        return named_convention("brats2021", "its values (4 without 3)")
+    if present == set(CONVENTIONS["brats2021"]):
+        doubt = (
+            "label values 1, 2, 4 were read as brats2021, 4 as ET. In a post-treatment study of BraTS 2024 without "
+            "enhancement 4 is the resection cavity: then say --labels brats2024"
+        )
+        return replace(named_convention("brats2021", "its values (1, 2, 4)"), doubt=doubt)
     fitting = {name: table for name, table in CONVENTIONS.items() if present <= set(table)}
     readings = {tuple(table[v] for v in sorted(present)) for table in fitting.values()}
     if len(readings) != 1:

@@ -19,12 +19,13 @@ def torch_engine(network: Network, device: torch.device | str = "cpu") -> Callab
     def run(images: Array) -> Array:
         was_training = network.training
         network.eval()
-        with torch.inference_mode():
-            batch = torch.from_numpy(np.ascontiguousarray(images)).to(device)
-            batch = batch.to(memory_format=torch.channels_last_3d)  # twice as fast as the default layout on a CPU
-            logits = network(batch).float().cpu().numpy()
-        network.train(was_training)
-        return logits
+        try:
+            with torch.inference_mode():
+                batch = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+                batch = batch.to(memory_format=torch.channels_last_3d)  # twice as fast as the default layout on a CPU
+                return network(batch).float().cpu().numpy()
+        finally:
+            network.train(was_training)
 
     return run
 

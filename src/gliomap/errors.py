@@ -34,6 +34,11 @@ class Interrupted(GliomapError):  # noqa: N818 - not an error of anybody's
     exit_code = 130
 
 
+def reason(error: Exception) -> str:
+    """Why one study of many failed, in words: a known failure's message, anything else as what it is."""
+    return str(error) if isinstance(error, GliomapError) else f"unexpected {error!r}"
+
+
 def import_extra(module: str, extra: str) -> ModuleType:
     """Import an optional dependency.
 

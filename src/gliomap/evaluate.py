@@ -1,6 +1,7 @@
 """gliomap evaluate: label maps, or what a model makes of the images, against the truth; one row per study, region and metric."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from gliomap.data.datasets import find_studies, parse_labels
 from gliomap.data.images import image_stem
 from gliomap.data.study import GRID_TOLERANCE_MM, ImageFile, Study
 from gliomap.engines import load_engine
-from gliomap.errors import GliomapError, InputError
+from gliomap.errors import InputError, UsageError, reason
 from gliomap.files import json_bytes, sha256, write_files
 from gliomap.manifest import RunRecord
 from gliomap.metrics import measure
@@ -22,7 +23,8 @@ from gliomap.rows import Row, failed_row, rows_csv, score_rows
 from gliomap.segmenter import Segmenter
 from gliomap.volume import Volume, grid_distance_mm
 
-Predict = Callable[[Study], Volume]
+Predict = Callable[[Study], tuple[Volume, list[str]]]
+"""A study's predicted class map, and what is odd about it."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,11 @@ class EvaluateOptions:
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """The rows, and the studies that could not be scored with the reason."""
+    """The rows, the studies that could not be scored with the reason, and what is odd about label maps that could."""
 
     rows: list[Row]
     failed: dict[str, str]
+    warnings: list[str]
 
 
 def evaluate(options: EvaluateOptions) -> EvaluateResult:
@@ -57,6 +60,8 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
         InputError: there is no labelled study or no prediction at all, or the table cannot be written.
         IntegrityError: the model file is not what it says.
     """
+    if not options.output.name or options.output.is_dir():
+        raise UsageError(f"{options.output} is a folder; expected the table's file name, such as -o scores.csv")
     record = RunRecord("evaluate", options)
     studies = [s for s in find_studies(options.truth, parse_labels(options.truth_labels)) if s.label or s.problem]
     if not studies:
@@ -64,25 +69,35 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
     name, predict = _predictor(options, studies)
     rows: list[Row] = []
     failed: dict[str, str] = {}
+    warnings: list[str] = []
     with progress_bar("scoring", len(studies), quiet=options.quiet) as bar:
         for study in studies:
             bar.say(study.id)
             try:
-                rows += _score(study, name, predict)
-            except GliomapError as error:
-                failed[study.id] = str(error)
+                scored, odd = _score(study, name, predict)
+                rows += scored
+                warnings += [f"{study.id}: {text}" for text in odd]
+            except Exception as error:  # one bad study never ends a folder
+                failed[study.id] = reason(error)
                 rows.append(failed_row(study.id, name))
             bar.advance()
     if len(failed) == len(studies):
         raise InputError(
             f"none of the {len(studies)} studies can be scored; the first, {studies[0].id}: {failed[studies[0].id]}"
         )
-    outcome = {"model": name, "scored": [s.id for s in studies if s.id not in failed], "failed": failed}
+    outcome = {
+        "model": name,
+        "scored": [s.id for s in studies if s.id not in failed],
+        "failed": failed,
+        "warnings": warnings,
+    }
     labels = {s.id: sha256(s.label.path) for s in studies if s.label and s.id not in failed}
+    if options.predictions.is_file():
+        outcome["predictions_sha256"] = sha256(options.predictions)
     record_path = options.output.with_name(f"{options.output.stem}.run.json")
     content = json_bytes(record.content(**outcome, truth_sha256=labels))
     write_files({options.output: rows_csv(rows), record_path: content})
-    return EvaluateResult(rows, failed)
+    return EvaluateResult(rows, failed, warnings)
 
 
 def summarise(rows: list[Row], metric: str) -> dict[str, tuple[float, float, int, int]]:
@@ -97,9 +112,9 @@ def summarise(rows: list[Row], metric: str) -> dict[str, tuple[float, float, int
     return out
 
 
-def _score(study: Study, name: str, predict: Predict) -> list[Row]:
-    truth = study.read_classes()[0]
-    prediction = predict(study)
+def _score(study: Study, name: str, predict: Predict) -> tuple[list[Row], list[str]]:
+    truth, _, odd = study.read_classes()
+    prediction, doubts = predict(study)
     distance = grid_distance_mm(prediction, truth)
     if distance > GRID_TOLERANCE_MM:
         detail = (
@@ -110,7 +125,8 @@ def _score(study: Study, name: str, predict: Predict) -> list[Row]:
         raise InputError(
             f"the prediction and the truth of {study.id} are on different grids ({detail}); resample the prediction first"
         )
-    return score_rows(study.id, name, measure(prediction.array[0], truth.array[0], truth.spacing_mm))
+    measured = measure(prediction.array[0], truth.array[0], truth.spacing_mm)
+    return score_rows(study.id, name, measured), odd + doubts
 
 
 def _predictor(options: EvaluateOptions, studies: list[Study]) -> tuple[str, Predict]:
@@ -118,23 +134,38 @@ def _predictor(options: EvaluateOptions, studies: list[Study]) -> tuple[str, Pre
     if path.suffix == ".safetensors":
         model = load_model(path)
         segmenter = Segmenter(model.recipe, *load_engine(model, options.device))
-        return model.name, lambda study: segmenter(study.read(model.recipe.modalities)[0])
+
+        def segmented(study: Study) -> tuple[Volume, list[str]]:
+            volume, odd = study.read(model.recipe.modalities)
+            return segmenter(volume), odd
+
+        return model.name, segmented
     predictions = _label_maps(options, studies)
-    return path.name, lambda study: _read_prediction(study, predictions)
+    return path.resolve().name, lambda study: _read_prediction(study, predictions)
 
 
 def _label_maps(options: EvaluateOptions, studies: list[Study]) -> dict[str, Study]:
     labels = parse_labels(options.labels)
     path = options.predictions
     if path.is_file() and len(studies) == 1:
-        return {studies[0].id: Study(studies[0].id, {}, ImageFile(path), labels or studies[0].convention)}
-    named = {image_stem(f): f for f in sorted(path.rglob("*")) if image_stem(f)} if path.is_dir() else {}
-    found = {s.id: Study(s.id, {}, ImageFile(named[s.id]), labels) for s in studies if s.id in named}
+        return {studies[0].id: Study(studies[0].id, {}, ImageFile(path), labels)}
     try:
-        found |= {s.id: s for s in find_studies(path, labels) if s.label is not None}
+        found = {s.id: s for s in find_studies(path, labels, outputs=True) if s.label is not None}
     except InputError:
-        if not found:
+        if not path.is_dir():
             raise
+        found = {}  # no name says what it is; perhaps they are the ids
+    named: dict[str, list[Path]] = defaultdict(list)
+    for file in sorted(path.rglob("*")):
+        named[image_stem(file) or ""].append(file)
+    for study in studies:
+        files = named[study.id]
+        if study.id in found or not files:
+            continue
+        several = (
+            f"{len(files)} files could be the prediction: {', '.join(map(str, files))}; give the folder of one of them"
+        )
+        found[study.id] = Study(study.id, {}, ImageFile(files[0]), labels, problem=several if len(files) > 1 else "")
     if not any(s.id in found for s in studies):
         raise InputError(
             f"{path} has no label map for any of the {len(studies)} studies in {options.truth}, such as {studies[0].id}; "
@@ -143,7 +174,8 @@ def _label_maps(options: EvaluateOptions, studies: list[Study]) -> dict[str, Stu
     return found
 
 
-def _read_prediction(study: Study, predictions: dict[str, Study]) -> Volume:
+def _read_prediction(study: Study, predictions: dict[str, Study]) -> tuple[Volume, list[str]]:
     if study.id not in predictions:
         raise InputError(f"there is no prediction for {study.id}")
-    return predictions[study.id].read_classes()[0]
+    classes, _, odd = predictions[study.id].read_classes()
+    return classes, [f"prediction: {text}" for text in odd]

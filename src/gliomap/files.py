@@ -1,5 +1,6 @@
 """Writing that leaves a whole file or none, and hashes of what was read and written."""
 
+import errno
 import hashlib
 import json
 import os
@@ -21,16 +22,19 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
     """
     made: list[Path] = []
     temporary: dict[Path, Path] = {}
+    path = Path()
     try:
         for path, content in contents.items():
             _make_folder(path.parent, made)
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             temporary[path] = _write_temporary(path, content)
         for path, written in temporary.items():
             os.replace(written, path)
     except OSError as error:
+        advice = "free space" if error.errno == errno.ENOSPC else "look at the path"
         raise InputError(
-            f"cannot write {error.filename or next(iter(contents))}: {error.strerror or error}. "
-            "Nothing was written; free space or choose another place with -o"
+            f"cannot write {path}: {error.strerror or error}. Nothing was written; {advice} or choose another place with -o"
         ) from error
     finally:
         for written in temporary.values():

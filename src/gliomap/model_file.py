@@ -24,7 +24,10 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class Model:
-    """A trained network: its recipe, its weights by name, and what is known about it (``card``)."""
+    """A trained network: its recipe, its weights by name, and what is known about it (``card``).
+
+    ``name`` is the recipe and the start of the content hash, so that rows of scores tell two trainings apart.
+    """
 
     name: str
     recipe: Recipe
@@ -99,7 +102,7 @@ def _checked(path: Path, header: dict[str, str], weights: dict[str, Array]) -> M
         card = json.loads(header["card"])
     except (LookupError, TypeError, ValueError, RecursionError, UsageError) as error:
         raise IntegrityError(f"the header of {path} cannot be read: {error}") from error
-    return Model(path.stem, recipe, weights, card, digest)
+    return Model(f"{recipe.name}-{digest[:8]}", recipe, weights, card, digest)
 
 
 def default_model() -> Path | None:

@@ -27,6 +27,6 @@ class Bar:
 def progress_bar(description: str, total: float, *, quiet: bool = False) -> Iterator[Bar]:
     """A bar on standard error that disappears when done; nothing if ``quiet`` or not on a terminal."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
         yield Bar(progress, total, description)

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -30,7 +30,7 @@ class Preprocessing:
     """
 
     __pydantic_config__ = _STRICT
-    spacing_mm: float | None = None
+    spacing_mm: pydantic.PositiveFloat | None = None
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,12 @@ class Training:
     patch_size: tuple[pydantic.PositiveInt, pydantic.PositiveInt, pydantic.PositiveInt]
     batch_size: pydantic.PositiveInt
     learning_rate: pydantic.PositiveFloat
-    weight_decay: float = 0.0
+    weight_decay: pydantic.NonNegativeFloat = 0.0
     schedule: Literal["constant", "cosine", "plateau"] = "constant"
     plateau_factor: float = 0.5
     plateau_patience: int = 4
     validate_every: pydantic.PositiveInt = 1000
-    foreground_share: float = 0.5
+    foreground_share: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
     loss: str = "cross_entropy_dice"
 
 
@@ -81,7 +81,7 @@ class Inference:
 
     __pydantic_config__ = _STRICT
     window: tuple[int, int, int] | None = None
-    overlap: float = 0.5
+    overlap: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.5
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from gliomap.data.datasets import count_layouts, find_studies, parse_labels, stu
 from gliomap.data.images import label_bytes
 from gliomap.data.study import Study
 from gliomap.engines import load_engine
-from gliomap.errors import GliomapError, InputError, UsageError
+from gliomap.errors import InputError, Interrupted, UsageError, reason
 from gliomap.files import json_bytes, sha256, write_files
 from gliomap.manifest import RunRecord
 from gliomap.metrics import measure
@@ -31,13 +31,15 @@ from gliomap.volume import Volume
 class SegmentOptions:
     """What `segment` is asked for.
 
-    ``study`` is a study's folder or a folder of studies; ``files`` gives one study's images by modality instead.
+    ``study`` is a study's folder or a folder of studies; ``files`` gives one study's images by modality instead, and
+    ``reference`` its label map.
     ``score`` also compares with the study's own label map. ``labels`` and ``output_labels`` as on the command line.
     """
 
     study: Path | None
     output: Path
     files: dict[str, Path] = field(default_factory=dict)
+    reference: Path | None = None
     model: Path | None = None
     labels: str | None = None
     output_labels: str | None = None
@@ -86,6 +88,7 @@ def segment(options: SegmentOptions) -> SegmentResult:
     done: list[StudyResult] = []
     failed: dict[str, str] = {}
     contents: dict[Path, bytes] = {}
+    interrupted = False
     with progress_bar("segmenting", len(studies), quiet=options.quiet) as bar:
         for study in studies:
             bar.say(study.id)
@@ -97,17 +100,36 @@ def segment(options: SegmentOptions) -> SegmentResult:
             except Exception as error:  # one bad study never ends a folder
                 if single:
                     raise
-                failed[study.id] = str(error) if isinstance(error, GliomapError) else f"unexpected {error!r}"
+                failed[study.id] = reason(error)
+            except KeyboardInterrupt:
+                interrupted = True
+                break
             else:
                 done.append(result)
             bar.advance()
+    if not done and not interrupted:
+        raise InputError(f"none of the {len(studies)} studies can be segmented; {next(iter(failed.items()))}")
     rows = [r.record for r in done] + [{"study": s, "status": "failed", "error": e} for s, e in failed.items()]
     summary = contents if single else {Path("volumes.csv"): rows_csv(_volume_rows(done, model.name))}
     if options.score:
         summary[Path("scores.csv")] = rows_csv([row for r in done for row in r.scores])
-    summary[Path("run.json")] = json_bytes(record.content(model=_model_facts(model), studies=rows))
+    tables = {
+        path.name: hashlib.sha256(content).hexdigest() for path, content in summary.items() if path.suffix == ".csv"
+    }
+    summary[Path("run.json")] = json_bytes(record.content(model=_model_facts(model), studies=rows, tables=tables))
     write_files({options.output / path: content for path, content in summary.items()})
+    _remove_stale(options.output, set(map(str, summary)))
+    if interrupted:
+        raise Interrupted(
+            f"interrupted; {len(done)} of {len(studies)} studies are done and recorded in {options.output}"
+        )
     return SegmentResult(done, failed, options.output, count_layouts(studies))
+
+
+def _remove_stale(output: Path, written: set[str]) -> None:
+    """Tables of an earlier run that this one did not write again: they speak of other maps than those beside them."""
+    for name in {"scores.csv", "volumes.csv"} - written:
+        (output / name).unlink(missing_ok=True)
 
 
 def load_segmenter(path: Path | None, device: str = "auto") -> tuple[Model, Segmenter]:
@@ -129,7 +151,7 @@ def _find(options: SegmentOptions) -> list[Study]:
     if options.files:
         if options.study is not None:
             raise UsageError("give either a folder or files (--t1 --t1c --t2 --flair), not both")
-        return [study_from_files(options.files, labels=labels)]
+        return [study_from_files(options.files, options.reference, labels)]
     if options.study is None:
         raise UsageError("nothing to segment; give a study's folder, a folder of studies, or --t1 --t1c --t2 --flair")
     return [s for s in find_studies(options.study, labels) if s.images or s.problem] or _no_images(options.study)
@@ -185,10 +207,13 @@ def _segment_study(
 def _known_labels(study: Study, volume: Volume, options: SegmentOptions) -> tuple[Convention, Volume | None, list[str]]:
     """The convention to write in, the reference if it is asked for, and what is odd about it."""
     truth, odd, known = None, [], study.convention
-    if options.score:
-        truth, known, odd = study.read_classes(Volume(brain_mask(volume)[None], volume.affine))
-    elif known is None and study.label is not None:
-        known = convention_from_values(study.label.read().array)
+    try:
+        if options.score:
+            truth, known, odd = study.read_classes(Volume(brain_mask(volume)[None], volume.affine))
+        elif known is None and study.label is not None:
+            known = convention_from_values(study.label.read().array)
+    except InputError as error:  # the images are good, and a segmentation needs no label map
+        odd = [f"its own label map was not used: {error}"]
     if options.output_labels is not None:
         known = named_convention(options.output_labels, "--output-labels")
     return known or named_convention("brats2023", "the default, since nothing says what the study uses"), truth, odd

@@ -3,8 +3,11 @@
 import csv
 import io
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,10 +24,10 @@ from gliomap.data.folds import patient_folds, read_fold
 from gliomap.data.patches import PatchSampler, PreparedStudy, prepare_study
 from gliomap.data.study import Study
 from gliomap.engines import channels_last, find_device, torch_engine
-from gliomap.errors import GliomapError, InputError, Interrupted, UsageError
-from gliomap.files import json_bytes, write_file
+from gliomap.errors import InputError, Interrupted, UsageError, reason
+from gliomap.files import json_bytes, sha256, write_file
 from gliomap.losses import find_loss
-from gliomap.manifest import RunRecord
+from gliomap.manifest import RunRecord, plain
 from gliomap.metrics import dice
 from gliomap.model_file import save_model
 from gliomap.networks import Network, Outputs, build_network
@@ -87,6 +90,7 @@ class _Run:
     validation: list[Study]
     patches: int = 0
     time_s: float = 0.0
+    stop: bool = False
     log: list[dict[str, float]] = field(default_factory=list)
 
     @property
@@ -107,35 +111,53 @@ def train(options: TrainOptions) -> TrainResult:
     Raises:
         UsageError: the recipe, a setting or the folds do not exist, or the output already holds a training.
         InputError: no study is left, or the loss is not finite.
-        Interrupted: Ctrl-C was pressed; the checkpoint is written.
+        Interrupted: Ctrl-C was pressed; the step at hand was finished and everything is saved.
     """
     record = RunRecord("train", options)
     recipe = _recipe(options)
     studies = [s for s in find_studies(options.data, parse_labels(options.labels)) if s.label or s.problem]
     training, validation = _divide(options, studies)
-    prepared, validation, failed, warnings = _read(training, validation, recipe, quiet=options.quiet)
+    unused = len(studies) - len(training) - len(validation)
+    prepared, validation, failed, warnings, inputs = _read(training, validation, recipe, quiet=options.quiet)
+    if unused:
+        warnings.append(f"{unused} studies are in no fold of {options.folds} and are not used")
     run = _set_up(options, recipe, prepared, validation)
     write_file(options.output / "recipe.json", recipe_json(recipe).encode())
     if options.resume:
         _restore(run)
-    try:
+    with _interruptible(run):
         ended = _fit(run)
-    except KeyboardInterrupt as error:
-        _save(run)
-        raise Interrupted(
-            f"interrupted after {run.patches} patches; continue with the same command and --resume"
-        ) from error
+    _save(run)
     used = {"training": [s.id for s in prepared], "validation": [s.id for s in validation], "failed": failed}
     outcome = {"ended": ended, "patches": run.patches, "train_time_s": run.time_s, "best": run.best}
-    outcome |= {"studies": used, "warnings": warnings}
-    write_file(
-        options.output / "run.json",
-        json_bytes(record.content(seed=options.seed, threads=torch.get_num_threads(), **outcome)),
-    )
-    best = {region: run.best[f"dice_{region}"] for region in REGIONS} if run.best else {}
-    return TrainResult(
-        options.output / "model.safetensors", best, run.patches, ended, failed, warnings, count_layouts(studies)
-    )
+    outcome |= {"studies": used, "warnings": warnings, "inputs_sha256": inputs}
+    outcome["outputs_sha256"] = {p.name: sha256(p) for p in sorted(options.output.glob("*.safetensors"))}
+    content = record.content(seed=options.seed, threads=torch.get_num_threads(), **outcome)
+    write_file(options.output / "run.json", json_bytes(content))
+    if run.stop:
+        raise Interrupted(f"interrupted after {run.patches} patches; continue with the same command and --resume")
+    best = {region: run.best[f"dice_{region}"] for region in REGIONS} if run.best and validation else {}
+    model = options.output / "model.safetensors"
+    return TrainResult(model, best, run.patches, ended, failed, warnings, count_layouts(studies))
+
+
+@contextmanager
+def _interruptible(run: _Run) -> Iterator[None]:
+    """Ctrl-C lets the step or validation at hand end, so that what is saved is whole; a second one leaves at once."""
+
+    def stop(*_: object) -> None:
+        if run.stop:
+            raise KeyboardInterrupt
+        run.stop = True
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread is told of Ctrl-C
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _recipe(options: TrainOptions) -> Recipe:
@@ -160,18 +182,25 @@ def _divide(options: TrainOptions, studies: list[Study]) -> tuple[list[Study], l
     patients = len({s.patient for s in studies})
     if patients == 1:
         return studies, []
-    held_out = set(patient_folds(studies, min(5, patients), options.seed)[options.fold])
+    folds = patient_folds(studies, min(5, patients), options.seed)
+    if options.fold >= len(folds):
+        raise UsageError(f"without --folds there are folds 0 to {len(folds) - 1}; got --fold {options.fold}")
+    held_out = set(folds[options.fold])
     return [s for s in studies if s.id not in held_out], [s for s in studies if s.id in held_out]
 
 
 def _read(
     training: list[Study], validation: list[Study], recipe: Recipe, *, quiet: bool
-) -> tuple[list[PreparedStudy], list[Study], dict[str, str], list[str]]:
-    """Training studies in memory and validation studies that can be read, before hours are spent; what failed and why."""
+) -> tuple[list[PreparedStudy], list[Study], dict[str, str], list[str], dict[str, dict[str, str]]]:
+    """Training studies in memory and validation studies that can be read, before hours are spent.
+
+    Also what failed and why, warnings, and the hashes of the files by study.
+    """
     prepared: list[PreparedStudy] = []
     usable: list[Study] = []
     failed: dict[str, str] = {}
     warnings: list[str] = []
+    inputs: dict[str, dict[str, str]] = {}
     with progress_bar("reading studies", len(training) + len(validation), quiet=quiet) as bar:
         for number, study in enumerate([*training, *validation]):
             try:
@@ -181,13 +210,14 @@ def _read(
                     prepared.append(ready)
                 else:
                     usable.append(study)
-            except GliomapError as error:
-                failed[study.id] = str(error)
+                inputs[study.id] = {m: sha256(f.path) for m, f in {**study.images, "seg": study.label}.items() if f}
+            except Exception as error:  # one bad study never ends a training
+                failed[study.id] = reason(error)
             bar.advance()
     if not prepared:
         first = next(iter(failed.values()), "none was given")
         raise InputError(f"none of the {len(training)} training studies can be used; the first: {first}")
-    return prepared, usable, failed, warnings
+    return prepared, usable, failed, warnings, inputs
 
 
 def _set_up(options: TrainOptions, recipe: Recipe, prepared: list[PreparedStudy], validation: list[Study]) -> _Run:
@@ -196,6 +226,9 @@ def _set_up(options: TrainOptions, recipe: Recipe, prepared: list[PreparedStudy]
     fabric = Fabric(accelerator=device.type, devices=1)
     torch.manual_seed(options.seed)
     network = channels_last(build_network(recipe))
+    for name, size in (("training.patch_size", settings.patch_size), ("inference.window", recipe.inference.window)):
+        if size is not None and any(n % network.size_divisor for n in size):
+            raise UsageError(f"{name} is {size}; expected multiples of {network.size_divisor}, which the network needs")
     optimizer = torch.optim.Adam(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     wrapped, wrapped_optimizer = fabric.setup(network, optimizer)
     wrapped.mark_forward_method("supervised")
@@ -204,13 +237,13 @@ def _set_up(options: TrainOptions, recipe: Recipe, prepared: list[PreparedStudy]
 
 
 def _fit(run: _Run) -> str:
-    """Train until the budget or the time is used up; returns which."""
+    """Train until the budget or the time is used up or somebody stops it; returns which."""
     budget, limit = run.recipe.training.patches, run.options.max_time_s or math.inf
     begun, saved = time.perf_counter() - run.time_s, time.perf_counter()
     losses: list[dict[str, float]] = []
     with progress_bar("training", budget, quiet=run.options.quiet) as bar:
         bar.advance(run.patches)
-        while run.patches < budget and run.time_s < limit:
+        while run.patches < budget and run.time_s < limit and not run.stop:
             before = run.patches
             losses.append(_step(run, bar))
             run.time_s = time.perf_counter() - begun
@@ -223,7 +256,9 @@ def _fit(run: _Run) -> str:
             elif time.perf_counter() - saved > CHECKPOINT_EVERY_S:
                 _save(run)
                 saved = time.perf_counter()
-    return "budget reached" if run.patches >= budget else "time limit reached"
+    if run.patches >= budget:
+        return "budget reached"
+    return "interrupted" if run.stop else "time limit reached"
 
 
 def _step(run: _Run, bar: Bar) -> dict[str, float]:
@@ -243,7 +278,7 @@ def _step(run: _Run, bar: Bar) -> dict[str, float]:
     if not math.isfinite(sum(values.values())):
         raise InputError(
             f"the loss is not finite after {run.patches} patches ({values}), with the studies {', '.join(ids)} in the batch. "
-            "The last checkpoint is good; lower training.learning_rate or look at these studies"
+            "Look at these studies, or train anew with a lower training.learning_rate"
         )
     run.optimizer.zero_grad()
     run.fabric.backward(loss)
@@ -304,7 +339,7 @@ def _save_weights(run: _Run, name: str) -> None:
     card = {
         "patches": run.patches,
         "seed": run.options.seed,
-        "validation": run.log[-1] if run.log else {},
+        "validation": plain(run.log[-1]) if run.log else {},
         "training_studies": [s.id for s in run.sampler.studies],
         "validation_studies": [s.id for s in run.validation],
     }

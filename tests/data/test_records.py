@@ -14,8 +14,9 @@ from gliomap.files import json_bytes, write_files
 
 
 def refusal(path, **options):
+    (found,) = find_studies(path, **options)
     with pytest.raises(InputError) as raised:
-        find_studies(path, **options)
+        found.read()
     assert raised.value.exit_code == 3
     return str(raised.value)
 
@@ -153,7 +154,9 @@ def test_outputs_of_gliomap_are_read_in_the_convention_they_were_written_in(tmp_
         {"study": "ben", "status": "failed"},
     ]  # fmt: skip
     (tmp_path / "run.json").write_bytes(json_bytes({"verb": "segment", "studies": rows}))
-    (found,) = find_studies(tmp_path)
+    with pytest.raises(InputError, match="no study"):  # never taken for a truth
+        find_studies(tmp_path)
+    (found,) = find_studies(tmp_path, outputs=True)
     assert (found.id, found.layout, found.convention.evidence) == ("anna", "gliomap", "run.json")
     np.testing.assert_array_equal(found.read_classes()[0].array[0], nested_tumour())
 
@@ -168,3 +171,12 @@ def test_a_run_json_of_somebody_else_is_ignored(tmp_path):
     (tmp_path / "run.json").write_text("not JSON at all")
     save(tmp_path / "anna" / "t1.nii.gz", brain_images()[0])
     assert [s.id for s in find_studies(tmp_path)] == ["anna"]
+
+
+def test_a_json_that_cannot_be_used_spoils_its_own_folder_only(tmp_path):
+    touch(tmp_path / "ct" / "imagesTr", ["case_0000.nii.gz"])
+    (tmp_path / "ct" / "dataset.json").write_bytes(json_bytes({"channel_names": {"0": "CT"}, "labels": {}}))
+    write_study(tmp_path, "brats2021", "BraTS2021_00001")
+    good, bad = find_studies(tmp_path)
+    assert (good.id, good.problem) == ("BraTS2021_00001", "")
+    assert "calls a channel 'CT'" in bad.problem

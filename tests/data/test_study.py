@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
 from studies import SHAPE, brain_images, brain_mask, loose_study, nested_tumour, save, small_affine
@@ -160,10 +161,31 @@ def test_labels_of_every_convention_come_back_as_they_were(tmp_path, convention)
 
 
 def test_labels_1_2_4_are_read_by_their_values(tmp_path):
-    found, convention, _ = loose_study(tmp_path, labels=file_values("brats2021")).read_classes()
+    found, convention, odd = loose_study(tmp_path, labels=file_values("brats2021")).read_classes()
     np.testing.assert_array_equal(found.array[0], nested_tumour())
-    assert convention.name == "brats2021"
-    assert convention.evidence == "its values (4 without 3)"
+    assert (convention.name, convention.evidence) == ("brats2021", "its values (1, 2, 4)")
+    assert "--labels brats2024" in "".join(odd)
+
+
+def test_images_of_one_grid_in_another_axis_order_are_one_grid(tmp_path):
+    study = loose_study(tmp_path)
+    stored = nib.load(study.images["t2"].path)
+    turned = nib.Nifti1Image(np.asarray(stored.dataobj), stored.affine).as_reoriented([[1, -1], [0, 1], [2, -1]])
+    expected = study.read()[0].array
+    nib.save(turned, study.images["t2"].path)
+    np.testing.assert_array_equal(study.read()[0].array, expected)
+
+
+@pytest.mark.parametrize(
+    ("study", "patient"),
+    [
+        ("BraTS-GLI-00005-001", "BraTS-GLI-00005"),
+        ("Brats18_TCIA02_370_1", "Brats18_TCIA02_370_1"),
+        ("sub-01_ses-2_anat", "sub-01"),
+    ],
+)
+def test_time_points_are_of_one_patient(study, patient):
+    assert Study(study, {}).patient == patient
 
 
 @pytest.mark.parametrize(("convention", "oedema"), [("brats2023", 2), ("msd", 1), ("audit", 3)])

@@ -29,7 +29,9 @@ def evaluate(
 
     result = run(EvaluateOptions(predictions, truth, output, labels, truth_labels, device, quiet or json))
     if json:
-        printing.as_json({"rows": [vars(row) for row in result.rows], "failed": result.failed})
+        printing.as_json(
+            {"rows": [vars(row) for row in result.rows], "failed": result.failed, "warnings": result.warnings}
+        )
     elif not quiet:
         for metric in ("dice", "hd95"):
             found = summarise(result.rows, metric)
@@ -38,6 +40,7 @@ def evaluate(
                 for r, (m, median, n, gone) in found.items()
             ]
             printing.table([metric, "mean", "median", "studies", "missing"], rows)
+        printing.lines(*(f"warning: {text}" for text in result.warnings))
         printing.lines(f"{output}")
     printing.failures(result.failed)
     return 5 if result.failed else 0

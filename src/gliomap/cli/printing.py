@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for number, header in enumerate(headers):
         grid.add_column(header, justify="left" if number == 0 else "right")
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*map(escape, row))
     console().print(grid)
 
 

@@ -16,6 +16,7 @@ def segment(
     t1c: Annotated[Path | None, typer.Option(help="The contrast-enhanced T1 image.")] = None,
     t2: Annotated[Path | None, typer.Option(help="The T2 image.")] = None,
     flair: Annotated[Path | None, typer.Option(help="The FLAIR image.")] = None,
+    seg: Annotated[Path | None, typer.Option(help="The study's own label map, for --score.")] = None,
     model: Annotated[
         Path | None, typer.Option("--model", "-m", help="Model file; the shipped one if not given.")
     ] = None,
@@ -40,7 +41,7 @@ def segment(
     given = {"t1": t1, "t1c": t1c, "t2": t2, "flair": flair}
     files = {name: path for name, path in given.items() if path is not None}
     options = SegmentOptions(
-        study, output, files, model, labels, output_labels, score, skull_on_anyway, device, quiet or json
+        study, output, files, seg, model, labels, output_labels, score, skull_on_anyway, device, quiet or json
     )
     result = run(options)
     if json:

@@ -15,19 +15,19 @@ from gliomap.data.study import MODALITIES, ImageFile, Study
 from gliomap.errors import InputError
 
 
-def find_studies(path: Path, labels: Convention | None = None) -> list[Study]:
+def find_studies(path: Path, labels: Convention | None = None, *, outputs: bool = False) -> list[Study]:
     """All studies in a folder, of any supported layout, also mixed, in the order of their ids.
 
-    The convention of each study's label values comes from ``labels``, else from its dataset.json, else from its layout.
+    What a run of `gliomap segment` wrote is left out, so that it is never taken for a truth; with ``outputs`` it is found
+    too, as studies with a label map only. The convention of each study's label values comes from ``labels``, else from its
+    dataset.json, else from its layout.
 
     Raises:
         InputError: the folder cannot be read or holds no study.
     """
     if not path.is_dir():
         what = "is not a folder" if path.exists() else "does not exist"
-        raise InputError(
-            f"{path} {what}; expected a study's folder or a folder of studies (or files: --t1 --t1c --t2 --flair)"
-        )
+        raise InputError(f"{path} {what}; expected a study's folder or a folder of studies")
     by_folder: dict[Path, list[Path]] = defaultdict(list)
     records: list[Path] = []
     files, errors = _files_below(path)
@@ -39,7 +39,7 @@ def find_studies(path: Path, labels: Convention | None = None) -> list[Study]:
     studies = [_unreadable_folder(path, error) for error in errors]
     for record in records:
         found, taken = gliomap_outputs(record)
-        studies += found
+        studies += found if outputs else []
         for file in taken & {f for files in by_folder.values() for f in files}:
             by_folder[file.parent].remove(file)
     for folder, inside in by_folder.items():
@@ -100,7 +100,11 @@ def count_layouts(studies: Iterable[Study]) -> dict[str, int]:
 def _studies_in_folder(root: Path, folder: Path, files: list[Path]) -> list[Study]:
     record = _governing_json(folder)
     if record is not None:
-        return json_studies(record, folder, files)
+        try:
+            return json_studies(record, folder, files)
+        except InputError as error:
+            name = os.path.relpath(folder, root)
+            return [Study(name, {}, layout="unreadable dataset.json", problem=str(error))]
     stratum = "" if root in (folder, folder.parent) else folder.parent.name
     named: dict[tuple[str, str], dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     loose: list[tuple[str, str, Path]] = []
@@ -123,7 +127,7 @@ def _loose_studies(folder: Path, loose: list[tuple[str, str, Path]], stratum: st
     groups: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     name = os.path.basename(os.path.abspath(folder))  # the folder may be "."
     for slot, rest, file in loose:
-        groups[rest if several else name][slot].append(file)
+        groups[(rest or name) if several else name][slot].append(file)
     return [_study(study, slots, "loose", stratum, None) for study, slots in groups.items()]
 
 

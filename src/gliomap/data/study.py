@@ -49,8 +49,9 @@ class Study:
 
     @property
     def patient(self) -> str:
-        """Who was examined: the id without the time point that BraTS 2023 and later append."""
-        return re.sub(r"(?<=^BraTS-)(.+-\d+)-\d{3}$", r"\1", self.id)
+        """Who was examined: the id without the time point of BraTS 2023 and later, or the subject of a BIDS-like id."""
+        subject = re.match(r"sub-[0-9A-Za-z]+", self.id)
+        return subject[0] if subject else re.sub(r"(?<=^BraTS-)(.+-\d+)-\d{3}$", r"\1", self.id)
 
     def read(
         self, modalities: Sequence[str] = MODALITIES, *, skull_on_anyway: bool = False
@@ -70,11 +71,10 @@ class Study:
                 f"{', '.join(self.images) or 'none'}. Check the file names or give the files one by one (--t1 --t1c --t2 --flair)"
             )
         with ThreadPoolExecutor(len(modalities)) as pool:  # decompression releases the GIL
-            volumes = list(pool.map(lambda m: self.images[m].read(), modalities))
+            volumes = list(pool.map(lambda m: self.images[m].read().to_ras(), modalities))
         for name, volume in zip(modalities[1:], volumes[1:], strict=True):
             _same_grid(modalities[0], volumes[0], name, volume)
-        array = np.stack([v.array[0] for v in volumes]).astype(np.float32)
-        volume = Volume(array, volumes[0].affine).to_ras()
+        volume = Volume(np.stack([v.array[0] for v in volumes]).astype(np.float32), volumes[0].affine)
         return volume, check_images(volume, modalities, skull_on_anyway=skull_on_anyway)
 
     def read_classes(self, brain: Volume | None = None) -> tuple[Volume, Convention, list[str]]:
@@ -99,7 +99,10 @@ class Study:
         if convention is None:
             raise refuse_ambiguous(labels.array, anatomical_hint(labels.array[0], inside))
         classes = convention.decode(labels.array)
-        return labels.with_array(classes), convention, implausible_convention(classes[0], inside, convention)
+        odd = implausible_convention(classes[0], inside, convention)
+        if convention.doubt:
+            odd.append(convention.doubt)
+        return labels.with_array(classes), convention, odd
 
 
 def _same_grid(first: str, a: Volume, second: str, b: Volume) -> None:

@@ -23,7 +23,7 @@ def build_network(recipe: Recipe) -> Network:
         raise UsageError(f"no network is called {spec.name!r}; expected one of {', '.join(NETWORKS)}")
     try:
         return NETWORKS[spec.name](len(recipe.modalities), len(recipe.target.channels), **spec.settings)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise UsageError(f"network {spec.name} does not take these settings: {error}") from error
 
 
