@@ -14,7 +14,7 @@ import pytest
 from studies import save, small_affine
 
 from gliomap.data import images
-from gliomap.data.images import image_stem, label_bytes, read_grid, read_image, volume_bytes
+from gliomap.data.images import image_stem, label_bytes, read_grid, read_image, read_images, volume_bytes
 from gliomap.errors import InputError, UsageError
 from gliomap.volume import Volume
 
@@ -453,3 +453,14 @@ def test_mha_that_declares_a_gigantic_image_is_refused(tmp_path):
     path = mha(tmp_path / "a.mha", numbers(), OBLIQUE)
     write(path, path.read_bytes().replace(b"DimSize = 6 5 4", b"DimSize = 30000 30000 30000"))
     assert "(30000, 30000, 30000)" in refusal(path)
+
+
+def test_a_file_that_holds_several_images_is_read_once(tmp_path, monkeypatch):
+    array = numbers((4, 5, 6, 7))
+    path = save(tmp_path / "a.nii.gz", array)
+    opened = []
+    original = gzip.GzipFile
+    monkeypatch.setattr(gzip, "GzipFile", lambda *a, **k: opened.append(a) or original(*a, **k))
+    volumes = read_images([(path, 2), (path, 0)])
+    np.testing.assert_array_equal([v.array[0] for v in volumes], array[[2, 0]])
+    assert len(opened) == 1

@@ -4,6 +4,8 @@ import bz2
 import gzip
 import io
 import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -38,7 +40,25 @@ def read_image(path: Path, channel: int | None = None) -> Volume:
     Raises:
         InputError: the file is missing, not an image, truncated, larger than it may be, or not 3-D.
     """
-    array, affine = _read_mha(path) if path.name.lower().endswith(".mha") else _read_nifti(path)
+    return _one_image(path, *_read(path), channel)
+
+
+def read_images(files: Sequence[tuple[Path, int | None]]) -> list[Volume]:
+    """Read several images, (path, channel or None) each, as `read_image` does; a file that holds several is read once.
+
+    Files are read in parallel: decompression releases the interpreter.
+    """
+    paths = list(dict.fromkeys(path for path, _ in files))
+    with ThreadPoolExecutor(len(paths)) as pool:
+        content = dict(zip(paths, pool.map(_read, paths), strict=True))
+    return [_one_image(path, *content[path], channel) for path, channel in files]
+
+
+def _read(path: Path) -> tuple[Any, Any]:
+    return _read_mha(path) if path.name.lower().endswith(".mha") else _read_nifti(path)
+
+
+def _one_image(path: Path, array: Any, affine: Any, channel: int | None) -> Volume:
     while array.ndim > 3 and array.shape[0] == 1:
         array = array[0]
     if channel is not None:

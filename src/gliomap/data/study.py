@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +10,7 @@ import numpy as np
 
 from gliomap.classes import Convention, convention_from_values, refuse_ambiguous
 from gliomap.data.checks import anatomical_hint, check_images, check_whole_numbers, implausible_convention
-from gliomap.data.images import read_image
+from gliomap.data.images import read_image, read_images
 from gliomap.errors import InputError
 from gliomap.volume import Volume, grid_distance_mm
 
@@ -70,8 +69,7 @@ class Study:
                 f"the modality {', '.join(missing)} is missing: the model needs {', '.join(modalities)} and this study has "
                 f"{', '.join(self.images) or 'none'}. Check the file names or give the files one by one (--t1 --t1c --t2 --flair)"
             )
-        with ThreadPoolExecutor(len(modalities)) as pool:  # decompression releases the GIL
-            volumes = list(pool.map(lambda m: self.images[m].read().to_ras(), modalities))
+        volumes = [v.to_ras() for v in read_images([self.images[m] for m in modalities])]
         for name, volume in zip(modalities[1:], volumes[1:], strict=True):
             _same_grid(modalities[0], volumes[0], name, volume)
         volume = Volume(np.stack([v.array[0] for v in volumes]).astype(np.float32), volumes[0].affine)
