@@ -17,7 +17,7 @@ class DemoOptions:
 
 
 def demo(options: DemoOptions) -> SegmentResult:
-    """Write a synthetic study in BraTS naming, segment it with the shipped model and score it against its truth."""
+    """Write a synthetic study of the most frequent kind in BraTS naming, segment it with the shipped model, and score it."""
     studies = options.output / "study"
-    (study,) = phantom(PhantomOptions(studies, seed=options.seed, quiet=options.quiet))
+    (study,) = phantom(PhantomOptions(studies, seed=options.seed, kind="typical", quiet=options.quiet))
     return segment(SegmentOptions(studies / study, options.output, score=True, quiet=options.quiet))
