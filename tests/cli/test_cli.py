@@ -81,6 +81,23 @@ def test_part_of_a_folder_failing_ends_with_5_and_the_rest_is_done(tmp_path: Pat
     assert [row["study"] for row in rows] == [good.name, bad.name]
 
 
+def test_json_is_all_there_is_on_standard_output(tmp_path: Path) -> None:
+    made = _gliomap("phantom", "-o", tmp_path / "data", "--size", "32", "--studies", "2", "--json")
+    assert json.loads(made.stdout) == ["BraTS2021_PhantomV1_00000", "BraTS2021_PhantomV1_00001"]
+    settings = [
+        "--set",
+        "training.patches=2",
+        "--set",
+        "network.settings.base=2",
+        "--set",
+        "training.patch_size=[16,16,16]",
+    ]
+    trained = _gliomap(
+        "train", "attention_resunet_small", tmp_path / "data", "-o", tmp_path / "run", *settings, "--json"
+    )
+    assert json.loads(trained.stdout)["model"] == str(tmp_path / "run" / "model.safetensors")
+
+
 def test_split_and_evaluate_from_the_command_line(tmp_path: Path) -> None:
     _gliomap("phantom", "-o", tmp_path / "data", "--size", "32", "--studies", "3")
     assert _gliomap("split", tmp_path / "data", "-o", tmp_path / "folds.json", "--folds", "3").returncode == 0

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from gliomap.cli import printing
-from gliomap.cli.options import Debug, Output, Quiet, Seed
+from gliomap.cli.options import Debug, Json, Output, Quiet, Seed
 
 
 def phantom(
@@ -17,6 +17,7 @@ def phantom(
     randomise: Annotated[float, typer.Option(help="0 realistic contrast to 1 domain-randomised.")] = 0.0,
     kind: Annotated[str | None, typer.Option(help="Grow only this kind of tumour.")] = None,
     quiet: Quiet = False,
+    json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Write synthetic studies with a known truth, in the naming of a dataset.
@@ -26,6 +27,8 @@ def phantom(
     from gliomap.phantom import PhantomOptions
     from gliomap.phantom import phantom as run
 
-    ids = run(PhantomOptions(output, studies, layout, seed, size, randomise, kind, quiet))
-    if not quiet:
+    ids = run(PhantomOptions(output, studies, layout, seed, size, randomise, kind, quiet or json))
+    if json:
+        printing.as_json(ids)
+    elif not quiet:
         printing.lines(f"{output}: {len(ids)} {'study' if len(ids) == 1 else 'studies'}, {ids[0]} to {ids[-1]}")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from gliomap.cli import printing
-from gliomap.cli.options import Debug, Device, Labels, Output, Quiet, Seed, seconds
+from gliomap.cli.options import Debug, Device, Json, Labels, Output, Quiet, Seed, seconds
 
 
 def train(
@@ -22,6 +22,7 @@ def train(
     labels: Labels = None,
     device: Device = "auto",
     quiet: Quiet = False,
+    json: Json = False,
     debug: Debug = False,
 ) -> int:
     """Train a recipe on labelled studies; leaves model.safetensors, a log and what is needed to resume.
@@ -32,10 +33,12 @@ def train(
     from gliomap.train import train as run
 
     options = TrainOptions(
-        recipe, data, output, set_ or [], folds, fold, seed, seconds(max_time), resume, labels, device, quiet
+        recipe, data, output, set_ or [], folds, fold, seed, seconds(max_time), resume, labels, device, quiet or json
     )
     result = run(options)
-    if not quiet:
+    if json:
+        printing.as_json(vars(result) | {"model": str(result.model)})
+    elif not quiet:
         printing.counts(result.layouts)
         printing.lines(f"{result.ended} after {result.patches} patches")
         if result.validation_dice:
