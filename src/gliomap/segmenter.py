@@ -35,19 +35,17 @@ class Segmenter:
 
     def __call__(self, volume: Volume) -> Volume:
         """The class map (1, D, H, W) uint8 of a study's Volume (C, D, H, W), on the same grid; 0 outside the brain."""
-        probabilities = self.probabilities(volume)
-        classes = self.recipe.target.decode(probabilities.array)
-        inside = brain_mask(volume)[brain_box(volume).slices]
-        classes = postprocess(classes * inside, self.recipe.postprocessing)
-        return probabilities.with_array(classes).placed_on(volume)
+        brain = volume.crop(brain_box(volume))
+        classes = self.recipe.target.decode(self.probabilities(brain).array)
+        classes = postprocess(classes * brain_mask(brain), self.recipe.postprocessing)
+        return brain.with_array(classes).placed_on(volume)
 
     def probabilities(self, volume: Volume) -> Volume:
         """The network's probabilities (K, D, H, W) float32 on the brain's bounding box of the study's grid."""
         prepared = prepare(volume, self.recipe.preprocessing)
         logits = self.logits(prepared.array)
         probabilities = activate(logits, self.recipe.target)
-        box = brain_box(volume)
-        crop = volume.crop(box)
+        crop = volume.crop(brain_box(volume))
         if self.recipe.preprocessing.spacing_mm is not None:
             z, y, x = (fine / coarse for fine, coarse in zip(crop.spacing_mm, prepared.spacing_mm, strict=True))
             probabilities = resample(probabilities, crop.shape, (z, y, x))
