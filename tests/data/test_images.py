@@ -464,3 +464,14 @@ def test_a_file_that_holds_several_images_is_read_once(tmp_path, monkeypatch):
     volumes = read_images([(path, 2), (path, 0)])
     np.testing.assert_array_equal([v.array[0] for v in volumes], array[[2, 0]])
     assert len(opened) == 1
+
+
+def test_a_check_sum_behind_more_than_the_image_is_looked_at(tmp_path):
+    path = save(tmp_path / "a.nii", numbers())
+    packed = bytearray(gzip.compress(path.read_bytes() + b"tail" * 100))
+    (tmp_path / "good.nii.gz").write_bytes(packed)
+    np.testing.assert_array_equal(read_image(tmp_path / "good.nii.gz").array[0], numbers())
+    packed[-8] ^= 1
+    (tmp_path / "bad.nii.gz").write_bytes(packed)
+    with pytest.raises(InputError, match="truncated or damaged"):
+        read_image(tmp_path / "bad.nii.gz")

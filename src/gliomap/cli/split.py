@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from gliomap.cli import printing
-from gliomap.cli.options import Debug, Output, Quiet, Seed
+from gliomap.cli.options import Debug, Json, Output, Quiet, Seed
 
 
 def split(
@@ -15,6 +15,7 @@ def split(
     folds: Annotated[int, typer.Option(help="Number of folds.", min=2)] = 5,
     seed: Seed = 0,
     quiet: Quiet = False,
+    json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Divide labelled studies into folds by patient, each sub-folder spread over all folds.
@@ -25,6 +26,8 @@ def split(
     from gliomap.split import split as run
 
     result = run(SplitOptions(data, output, folds, seed))
-    if not quiet:
+    if json:
+        printing.as_json(vars(result))
+    elif not quiet:
         printing.counts(result.layouts)
         printing.lines(f"{output}: {folds} folds of {', '.join(str(len(f)) for f in result.folds)} studies")

@@ -22,6 +22,7 @@ MAX_IMAGE_BYTES = 2**31
 
 _DATA_OFFSET = 352
 _STEP_BYTES = 2**24
+_MAX_TAIL_STEPS = 16  # of what follows the image and is not looked at
 _BEST_RATIO = {".gz": 1032, ".bz2": 1_500_000}  # gzip's own limit; an empty label map reaches 1.3 million with bzip2
 SUFFIXES = (".nii.gz", ".nii.bz2", ".nii", ".mha")
 
@@ -211,7 +212,9 @@ def _read_exactly(path: Path, stream: BinaryIO, needed: int) -> bytearray:
         stream.seek(0)
         while len(raw) < needed and (part := stream.read(min(needed - len(raw), _STEP_BYTES))):
             raw += part
-        stream.read(1)  # the end of the stream is where gzip and bzip2 keep their check sums
+        for _ in range(_MAX_TAIL_STEPS):  # gzip and bzip2 keep their check sums behind whatever follows the image
+            if not stream.read(_STEP_BYTES):
+                break
     except (EOFError, zlib.error, OSError) as error:
         raise _unreadable(path, error) from error
     if len(raw) < needed:
