@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gliomap.classes import ALL_CLASSES, NESTED_REGIONS, RC
+from gliomap.classes import ALL_CLASSES, NESTED_REGIONS, RC, Target
 from gliomap.errors import UsageError
-from gliomap.losses import LOSSES, cross_entropy_dice, encode, find_loss, soft_dice
+from gliomap.losses import LOSSES, binary_cross_entropy_dice, cross_entropy_dice, encode, find_loss, soft_dice
 from gliomap.networks import Outputs
 
 SHAPE = (2, 4, 3, 5, 4)
@@ -115,3 +115,29 @@ def test_losses_are_found_by_name():
     assert all(find_loss(name) is loss for name, loss in LOSSES.items())
     with pytest.raises(UsageError, match="no loss is called"):
         find_loss("nothing")
+
+
+def test_binary_cross_entropy_dice_by_hand():
+    logits = torch.tensor([0.0, 0.0, 50.0, -50.0]).reshape(1, 1, 1, 2, 2)
+    classes = torch.tensor([3, 0, 3, 0], dtype=torch.uint8).reshape(1, 1, 2, 2)
+    target = Target("sigmoid", ((3,),))
+    terms = binary_cross_entropy_dice(Outputs((logits,)), classes, target, 0)
+    assert terms["binary_cross_entropy"].item() == pytest.approx(2 * math.log(2) / 4)
+    assert terms["dice"].item() == pytest.approx(1 - 2 * 1.5 / (2 + 2), abs=1e-6)
+
+
+def test_binary_cross_entropy_dice_pools_its_sums_over_batch_and_channels():
+    logits = torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    classes = torch.randint(0, 4, (2, 4, 4, 4), generator=torch.Generator().manual_seed(1))
+    p, g = torch.sigmoid(logits), encode(classes, NESTED_REGIONS)
+    terms = binary_cross_entropy_dice(Outputs((logits,)), classes, NESTED_REGIONS, 0)
+    assert terms["dice"].item() == pytest.approx(1 - 2 * (p * g).sum().item() / (p + g).sum().item(), abs=1e-5)
+    with pytest.raises(UsageError, match="needs a sigmoid target"):
+        binary_cross_entropy_dice(Outputs((logits,)), classes, ALL_CLASSES, 0)
+
+
+def test_binary_cross_entropy_dice_has_finite_gradients_without_a_tumour():
+    logits = torch.full((1, 3, 2, 2, 2), -200.0, requires_grad=True)
+    terms = binary_cross_entropy_dice(Outputs((logits,)), torch.zeros(1, 2, 2, 2, dtype=torch.uint8), NESTED_REGIONS, 0)
+    sum(terms.values()).backward()
+    assert torch.isfinite(logits.grad).all()

@@ -184,3 +184,13 @@ def test_class_map_on_a_finer_grid_repeats_its_voxels():
     out = resample_classes(classes, (9, 12, 15), (1 / 3,) * 3)
     np.testing.assert_array_equal(out[1::3, 1::3, 1::3], classes)
     assert set(np.unique(out)) <= set(np.unique(classes))
+
+
+def test_minmax_maps_the_brain_and_the_background_to_0_and_1():
+    array = np.zeros((2, 1, 2, 2), np.float32)
+    array[0, 0] = [[0, 5], [10, 20]]
+    array[1, 0] = [[0, -10], [0, 30]]  # interpolation leaves some studies with negative voxels
+    volume = Volume(array, np.eye(4))
+    found = prepare(volume, Preprocessing(normalisation="minmax")).array
+    np.testing.assert_allclose(found[0, 0], [[0, 0.25], [0.5, 1]])
+    np.testing.assert_allclose(found[1, 0], [[0, 0], [0, 1]])

@@ -58,11 +58,32 @@ def cross_entropy_dice(outputs: Outputs, classes: Tensor, target: Target, epoch:
     return {"cross_entropy": 0.5 * F.cross_entropy(logits, truth), "dice": 0.5 * pooled[:, 1:].mean()}
 
 
+def binary_cross_entropy_dice(outputs: Outputs, classes: Tensor, target: Target, epoch: int) -> dict[str, Tensor]:  # noqa: ARG001
+    """Binary cross-entropy + soft Dice with its sums over batch and channels alike, for a sigmoid target.
+
+    Paper 001 does not state its loss; this is the one its public successor trains with.
+
+    Raises:
+        UsageError: the target is not a sigmoid.
+    """
+    if target.kind != "sigmoid":
+        raise UsageError(
+            "the loss binary_cross_entropy_dice needs a sigmoid target; choose another loss or target in the recipe"
+        )
+    logits = outputs.logits[0]
+    truth = encode(classes, target)
+    pooled = soft_dice(torch.sigmoid(logits).flatten()[None, None], truth.flatten()[None, None])
+    return {"binary_cross_entropy": F.binary_cross_entropy_with_logits(logits, truth), "dice": pooled.mean()}
+
+
 def _batch_pooled(x: Tensor) -> Tensor:
     return x.movedim(0, 1).flatten(1)[None]  # (1, K, B * voxels)
 
 
-LOSSES: dict[str, Loss] = {"cross_entropy_dice": cross_entropy_dice}
+LOSSES: dict[str, Loss] = {
+    "cross_entropy_dice": cross_entropy_dice,
+    "binary_cross_entropy_dice": binary_cross_entropy_dice,
+}
 
 
 def find_loss(name: str) -> Loss:

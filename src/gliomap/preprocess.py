@@ -29,12 +29,13 @@ def brain_box(volume: Volume, margin: int = 0) -> Box:
 
 
 def prepare(volume: Volume, settings: Preprocessing) -> Volume:
-    """The network's input for a study: float32 (C, D, H, W), cropped to the brain, resampled, z-scored; background 0."""
+    """The network's input for a study: float32 (C, D, H, W), cropped to the brain, resampled, normalised; background 0."""
     cropped = volume.crop(brain_box(volume))
     mask = brain_mask(cropped)
     if settings.spacing_mm is not None:
         cropped, mask = _resampled_brain(cropped, mask, settings.spacing_mm)
-    return cropped.with_array(zscore(cropped.array, mask))
+    normalise = {"zscore": zscore, "minmax": minmax}[settings.normalisation]
+    return cropped.with_array(normalise(cropped.array, mask))
 
 
 def zscore(array: Array, mask: Array) -> Array:
@@ -45,6 +46,18 @@ def zscore(array: Array, mask: Array) -> Array:
         values = image[inside]
         if values.size:
             out[channel][inside] = (values - values.mean()) / max(float(values.std()), 1e-6)
+    return out
+
+
+def minmax(array: Array, mask: Array) -> Array:
+    """Each channel of (C, D, H, W) mapped so that its range over ``mask`` and the background 0 becomes [0, 1]; 0 outside."""
+    out = np.zeros(array.shape, np.float32)
+    for channel, image in enumerate(array):
+        inside = mask & (image != 0)
+        values = image[inside]
+        if values.size:
+            low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+            out[channel][inside] = (values - low) / (high - low)
     return out
 
 

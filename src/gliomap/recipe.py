@@ -25,12 +25,13 @@ class NetworkSpec:
 class Preprocessing:
     """What happens to a study before the network: crop to the brain, resample, normalise.
 
-    ``spacing_mm`` isotropic voxel size the network works at; None keeps the study's own grid. Every modality is z-scored
-    over the brain, background stays 0.
+    ``spacing_mm`` isotropic voxel size the network works at; None keeps the study's own grid. ``normalisation`` of each
+    modality over the brain: ``zscore``, or ``minmax`` to [0, 1]. Background stays 0.
     """
 
     __pydantic_config__ = _STRICT
     spacing_mm: pydantic.PositiveFloat | None = None
+    normalisation: Literal["zscore", "minmax"] = "zscore"
 
 
 @dataclass(frozen=True)

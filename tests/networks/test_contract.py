@@ -131,10 +131,11 @@ def counted(network, patch):
 @pytest.mark.parametrize("row", COUNTS, ids=lambda row: f"{row['network']} {row['settings']}")
 def test_parameters_and_multiply_accumulates_are_the_published_ones(row):
     with torch.device("meta"):
-        network = NETWORKS[row["network"]](CHANNELS, CLASSES, **json.loads(row["settings"])).eval()
+        network = NETWORKS[row["network"]](CHANNELS, int(row["classes"]), **json.loads(row["settings"])).eval()
     parameters, gmac = counted(network, [int(n) for n in row["patch"].split()])
     assert parameters == int(row["params"])
-    assert gmac == pytest.approx(float(row["gmac"]), abs=0.01)
+    if row["gmac"]:  # three rows of the specification have parameters only
+        assert gmac == pytest.approx(float(row["gmac"]), abs=0.01)
 
 
 def test_every_network_is_counted():

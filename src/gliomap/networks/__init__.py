@@ -5,10 +5,12 @@ from collections.abc import Callable
 from gliomap.errors import UsageError
 from gliomap.networks.attention_resunet import AttentionResUNet
 from gliomap.networks.base import Network, Outputs
+from gliomap.networks.druwas import DRUwAS
 from gliomap.recipe import Recipe
 
 NETWORKS: dict[str, Callable[..., Network]] = {
     "attention_resunet": AttentionResUNet,
+    "druwas": DRUwAS,
 }
 
 

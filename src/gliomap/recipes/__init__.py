@@ -6,9 +6,11 @@ from pathlib import Path
 from gliomap.errors import UsageError
 from gliomap.files import read_json
 from gliomap.recipe import Recipe, recipe_from_json
-from gliomap.recipes import attention_resunet
+from gliomap.recipes import attention_resunet, druwas
 
-RECIPES: dict[str, Recipe] = {r.name: r for r in (attention_resunet.PAPER, attention_resunet.SMALL)}
+RECIPES: dict[str, Recipe] = {
+    r.name: r for r in (attention_resunet.PAPER, attention_resunet.SMALL, druwas.PAPER, *druwas.ABLATION)
+}
 
 
 def find_recipe(name: str) -> Recipe:
