@@ -135,6 +135,16 @@ def test_scores_of_another_run_are_not_left_beside_a_new_map(tmp_path: Path) -> 
     assert not (tmp_path / "out" / "scores.csv").exists()
 
 
+def test_a_table_of_somebody_else_is_never_removed(tmp_path: Path) -> None:
+    (study,) = _phantom(tmp_path / "data")
+    _segment(tmp_path / "data" / study, tmp_path / "out", score=True)
+    (tmp_path / "out" / "scores.csv").write_text("my own table")
+    (tmp_path / "out" / "volumes.csv").write_text("another")
+    _segment(tmp_path / "data" / study, tmp_path / "out")
+    assert (tmp_path / "out" / "scores.csv").read_text() == "my own table"
+    assert (tmp_path / "out" / "volumes.csv").read_text() == "another"
+
+
 def test_an_interrupted_folder_keeps_and_records_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = _phantom(tmp_path / "data", studies=2)
     original = Study.read

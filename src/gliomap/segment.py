@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from gliomap.data.images import label_bytes
 from gliomap.data.study import Study
 from gliomap.engines import load_engine
 from gliomap.errors import InputError, Interrupted, UsageError, reason
-from gliomap.files import json_bytes, sha256, write_files
+from gliomap.files import json_bytes, read_json, sha256, write_files
 from gliomap.manifest import RunRecord
 from gliomap.metrics import measure
 from gliomap.model_file import Model, default_model, load_model
@@ -107,18 +108,20 @@ def segment(options: SegmentOptions) -> SegmentResult:
             else:
                 done.append(result)
             bar.advance()
-    if not done and not interrupted:
-        raise InputError(f"none of the {len(studies)} studies can be segmented; {next(iter(failed.items()))}")
-    rows = [r.record for r in done] + [{"study": s, "status": "failed", "error": e} for s, e in failed.items()]
+    if not done:
+        if interrupted:
+            raise Interrupted("interrupted before a study was finished; nothing was written")
+        raise InputError(f"none of the {len(studies)} studies can be segmented; the first failure is {_first(failed)}")
     summary = contents if single else {Path("volumes.csv"): rows_csv(_volume_rows(done, model.name))}
     if options.score:
         summary[Path("scores.csv")] = rows_csv([row for r in done for row in r.scores])
-    tables = {
-        path.name: hashlib.sha256(content).hexdigest() for path, content in summary.items() if path.suffix == ".csv"
-    }
+    tables = {p.name: hashlib.sha256(content).hexdigest() for p, content in summary.items() if p.suffix == ".csv"}
+    rows = [r.record for r in done] + [{"study": s, "status": "failed", "error": e} for s, e in failed.items()]
     summary[Path("run.json")] = json_bytes(record.content(model=_model_facts(model), studies=rows, tables=tables))
+    stale = _stale_tables(options.output, tables)
     write_files({options.output / path: content for path, content in summary.items()})
-    _remove_stale(options.output, set(map(str, summary)))
+    for table in stale:
+        table.unlink()
     if interrupted:
         raise Interrupted(
             f"interrupted; {len(done)} of {len(studies)} studies are done and recorded in {options.output}"
@@ -126,10 +129,19 @@ def segment(options: SegmentOptions) -> SegmentResult:
     return SegmentResult(done, failed, options.output, count_layouts(studies))
 
 
-def _remove_stale(output: Path, written: set[str]) -> None:
-    """Tables of an earlier run that this one did not write again: they speak of other maps than those beside them."""
-    for name in {"scores.csv", "volumes.csv"} - written:
-        (output / name).unlink(missing_ok=True)
+def _first(failed: dict[str, str]) -> str:
+    return next(f"{study}: {why}" for study, why in failed.items())
+
+
+def _stale_tables(output: Path, written: Mapping[str, str]) -> list[Path]:
+    """Tables that an earlier run left here, unchanged since, and this one does not write: they speak of other maps."""
+    try:
+        earlier = read_json(output / "run.json")
+    except InputError:  # none, or somebody else's
+        return []
+    tables = earlier.get("tables", {}) if isinstance(earlier, dict) and earlier.get("verb") == "segment" else {}
+    left = [output / name for name in ("scores.csv", "volumes.csv") if name in tables and name not in written]
+    return [path for path in left if path.is_file() and sha256(path) == tables[path.name]]
 
 
 def load_segmenter(path: Path | None, device: str = "auto") -> tuple[Model, Segmenter]:
