@@ -7,10 +7,10 @@ from gliomap.preprocess import (
     brain_box,
     brain_mask,
     grid_at_spacing,
+    normalise,
     prepare,
     resample,
     resample_classes,
-    zscore,
 )
 from gliomap.recipe import Preprocessing
 from gliomap.volume import Box, Volume
@@ -45,7 +45,7 @@ def test_zscore_is_over_each_channels_own_voxels_and_background_stays_zero():
     mask = (array != 0).any(0)
     hole = tuple(np.argwhere(mask)[7])
     array[(1, *hole)] = 0  # a voxel that only this modality lacks
-    out = zscore(array, mask)
+    out = normalise(array, mask, "zscore")
     assert out.dtype == np.float32
     assert (out[:, ~mask] == 0).all()
     assert out[(1, *hole)] == 0
@@ -58,7 +58,7 @@ def test_zscore_is_over_each_channels_own_voxels_and_background_stays_zero():
 def test_zscore_of_constant_or_missing_modalities_is_finite():
     array = np.zeros((2, 3, 3, 3), np.float32)
     array[0, 1:] = 7
-    out = zscore(array, np.ones((3, 3, 3), bool))
+    out = normalise(array, np.ones((3, 3, 3), bool), "zscore")
     assert (out == 0).all()
 
 

@@ -1,6 +1,6 @@
 """From a study's Volume to what a network sees: brain box, resampling, normalisation. numpy only."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -34,28 +34,23 @@ def prepare(volume: Volume, settings: Preprocessing) -> Volume:
     mask = brain_mask(cropped)
     if settings.spacing_mm is not None:
         cropped, mask = _resampled_brain(cropped, mask, settings.spacing_mm)
-    normalise = {"zscore": zscore, "minmax": minmax}[settings.normalisation]
-    return cropped.with_array(normalise(cropped.array, mask))
+    return cropped.with_array(normalise(cropped.array, mask, settings.normalisation))
 
 
-def zscore(array: Array, mask: Array) -> Array:
-    """Each channel of (C, D, H, W) with mean 0 and standard deviation 1 over its own non-zero voxels in ``mask``; 0 elsewhere."""
+def normalise(array: Array, mask: Array, kind: Literal["zscore", "minmax"]) -> Array:
+    """Each channel of (C, D, H, W) normalised by its own non-zero voxels in ``mask``; 0 elsewhere.
+
+    ``zscore``: mean 0, standard deviation 1. ``minmax``: the range of those voxels and the background 0 becomes [0, 1].
+    """
     out = np.zeros(array.shape, np.float32)
     for channel, image in enumerate(array):
         inside = mask & (image != 0)
         values = image[inside]
-        if values.size:
+        if not values.size:
+            continue
+        if kind == "zscore":
             out[channel][inside] = (values - values.mean()) / max(float(values.std()), 1e-6)
-    return out
-
-
-def minmax(array: Array, mask: Array) -> Array:
-    """Each channel of (C, D, H, W) mapped so that its range over ``mask`` and the background 0 becomes [0, 1]; 0 outside."""
-    out = np.zeros(array.shape, np.float32)
-    for channel, image in enumerate(array):
-        inside = mask & (image != 0)
-        values = image[inside]
-        if values.size:
+        else:
             low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
             out[channel][inside] = (values - low) / (high - low)
     return out

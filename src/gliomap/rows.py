@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
-from gliomap.errors import InputError
-
 EmptyRule = Literal["plain"]
 Status = Literal["ok", "both_empty", "prediction_empty", "truth_empty", "failed"]
 
@@ -80,27 +78,3 @@ def rows_csv(rows: Iterable[Row]) -> bytes:
     for row in rows:
         writer.writerow(asdict(row) | {"value": "" if row.value is None else f"{row.value:.6g}"})
     return out.getvalue().encode()
-
-
-def read_rows(text: str) -> list[Row]:
-    """The rows of a CSV table written by `rows_csv`.
-
-    Raises:
-        InputError: the header is another one, or a line does not fit it.
-    """
-    reader = csv.DictReader(io.StringIO(text))
-    if reader.fieldnames != [f.name for f in fields(Row)]:
-        raise InputError(
-            f"not a table of scores: its columns are {reader.fieldnames}; expected {[f.name for f in fields(Row)]}"
-        )
-    return [_read_row(line, reader.line_num) for line in reader]
-
-
-def _read_row(line: Mapping[str | None, str | None], number: int) -> Row:
-    if None in line or None in line.values():
-        raise InputError(f"line {number} of the table of scores has too few or too many values; is it cut off?")
-    try:
-        value = float(line["value"]) if line["value"] else None
-    except ValueError as error:
-        raise InputError(f"line {number} of the table of scores has the value {line['value']!r}, no number") from error
-    return Row(**{**line, "value": value})  # pyright: ignore

@@ -33,18 +33,24 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 _GROUPS = 8
 
 
+def _two_convolutions(in_channels: int, out_channels: int, activation: Activation) -> list[nn.Module]:
+    """Convolution, GroupNorm, activation, convolution, GroupNorm: what both kinds of block have in common."""
+    return [
+        nn.Conv3d(in_channels, out_channels, 3, padding=1, bias=False),
+        nn.GroupNorm(_GROUPS, out_channels),
+        _ACTIVATIONS[activation](),
+        nn.Conv3d(out_channels, out_channels, 3, padding=1, bias=False),
+        nn.GroupNorm(_GROUPS, out_channels),
+    ]
+
+
 class DoubleConv(nn.Module):
     """Twice 3x3x3 convolution, GroupNorm, activation."""
 
     def __init__(self, in_channels: int, out_channels: int, activation: Activation) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv3d(in_channels, out_channels, 3, padding=1, bias=False),
-            nn.GroupNorm(_GROUPS, out_channels),
-            _ACTIVATIONS[activation](),
-            nn.Conv3d(out_channels, out_channels, 3, padding=1, bias=False),
-            nn.GroupNorm(_GROUPS, out_channels),
-            _ACTIVATIONS[activation](),
+            *_two_convolutions(in_channels, out_channels, activation), _ACTIVATIONS[activation]()
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,13 +62,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, activation: Activation) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv3d(in_channels, out_channels, 3, padding=1, bias=False),
-            nn.GroupNorm(_GROUPS, out_channels),
-            _ACTIVATIONS[activation](),
-            nn.Conv3d(out_channels, out_channels, 3, padding=1, bias=False),
-            nn.GroupNorm(_GROUPS, out_channels),
-        )
+        self.layers = nn.Sequential(*_two_convolutions(in_channels, out_channels, activation))
         self.shortcut = (
             nn.Identity()
             if in_channels == out_channels
