@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from gliomap.classes import ALL_CLASSES, NESTED_REGIONS, RC, Target
 from gliomap.errors import UsageError
-from gliomap.losses import LOSSES, binary_cross_entropy_dice, cross_entropy_dice, encode, find_loss, soft_dice
+from gliomap.losses import binary_cross_entropy_dice, build_loss, cross_entropy_dice, encode, soft_dice
 from gliomap.networks import Outputs
+from gliomap.recipe import LossSpec
 
 SHAPE = (2, 4, 3, 5, 4)
 
@@ -112,9 +113,13 @@ def test_sigmoid_target_is_refused():
 
 
 def test_losses_are_found_by_name():
-    assert all(find_loss(name) is loss for name, loss in LOSSES.items())
+    logits, classes = random_logits(), random_classes()
+    built = build_loss(LossSpec("cross_entropy_dice"))(Outputs((logits,)), classes, ALL_CLASSES, 0)
+    assert built.keys() == terms_of(logits, classes).keys()
     with pytest.raises(UsageError, match="no loss is called"):
-        find_loss("nothing")
+        build_loss(LossSpec("nothing"))
+    with pytest.raises(UsageError, match="has no setting nothing"):
+        build_loss(LossSpec("cross_entropy_dice", {"nothing": 1}))
 
 
 def test_binary_cross_entropy_dice_by_hand():

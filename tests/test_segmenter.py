@@ -151,7 +151,7 @@ def test_a_perfect_engine_gives_back_exactly_the_mask_on_the_images_grid(inferen
 )
 def test_a_perfect_engine_at_two_millimetres_gives_nearly_the_mask(shape, spacing):
     volume, tumour, brain = brain_with_tumour(shape, spacing)
-    segmenter = Segmenter(replace(RECIPE, preprocessing=Preprocessing(2.0)), threshold_engine, 16)
+    segmenter = Segmenter(replace(RECIPE, preprocessing=Preprocessing(spacing_mm=2.0)), threshold_engine, 16)
     classes = segmenter(volume)
     assert classes.array.shape == (1, *shape)
     np.testing.assert_array_equal(classes.affine, volume.affine)
@@ -173,7 +173,7 @@ def test_grid_of_equal_shape_but_another_spacing_is_still_resampled():
         sizes.append(images.shape[2:])
         return threshold_engine(images)
 
-    segmenter = Segmenter(replace(RECIPE, preprocessing=Preprocessing(2.0)), engine, 1)
+    segmenter = Segmenter(replace(RECIPE, preprocessing=Preprocessing(spacing_mm=2.0)), engine, 1)
     assert segmenter.probabilities(volume).shape == sizes[0]  # rounding up hides the difference
     found = segmenter(volume).array[0] == ED
     middles = [np.argwhere(m).mean(0) * spacing for m in (found, tumour)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -11,11 +13,13 @@ from torch.nn import functional as F
 
 from gliomap.classes import RC, Target
 from gliomap.errors import UsageError
+from gliomap.recipe import LossSpec
 
 if TYPE_CHECKING:
     from gliomap.networks.base import Outputs
 
 Loss = Callable[["Outputs", Tensor, Target, int], dict[str, Tensor]]
+"""``loss(outputs, classes, target, epoch)``; what a recipe may set of a loss is keyword-only."""
 
 
 def encode(classes: Tensor, target: Target) -> Tensor:
@@ -86,12 +90,19 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-def find_loss(name: str) -> Loss:
-    """The loss of that name.
+def build_loss(spec: LossSpec) -> Loss:
+    """The loss of a recipe.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none of that name, or it does not take these settings.
     """
-    if name not in LOSSES:
-        raise UsageError(f"no loss is called {name!r}; expected one of {', '.join(LOSSES)}")
-    return LOSSES[name]
+    if spec.name not in LOSSES:
+        raise UsageError(f"no loss is called {spec.name!r}; expected one of {', '.join(LOSSES)}")
+    loss = LOSSES[spec.name]
+    known = [p.name for p in inspect.signature(loss).parameters.values() if p.kind == p.KEYWORD_ONLY]
+    unknown = [name for name in spec.settings if name not in known]
+    if unknown:
+        raise UsageError(
+            f"the loss {spec.name} has no setting {', '.join(unknown)}; expected {', '.join(known) or 'none at all'}"
+        )
+    return functools.partial(loss, **spec.settings)

@@ -10,6 +10,15 @@ from gliomap.classes import ALL_CLASSES, Target
 from gliomap.errors import UsageError
 
 _STRICT = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
+_Share = Annotated[float, pydantic.Field(ge=0, le=1)]
+
+
+Size = tuple[pydantic.PositiveInt, pydantic.PositiveInt, pydantic.PositiveInt]
+"""D, H, W."""
+View = Literal[
+    "identity", "flip_left_right", "flip_front_back", "flip_top_bottom", "rotate_90", "rotate_180", "rotate_270"
+]
+"""How a study is turned before the network sees it; rotations are in the axial plane."""
 
 
 @dataclass(frozen=True)
@@ -22,16 +31,33 @@ class NetworkSpec:
 
 
 @dataclass(frozen=True)
-class Preprocessing:
-    """What happens to a study before the network: crop to the brain, resample, normalise.
+class LossSpec:
+    """A name in ``LOSSES`` and the arguments that differ from its defaults."""
 
-    ``spacing_mm`` isotropic voxel size the network works at; None keeps the study's own grid. ``normalisation`` of each
-    modality over the brain: ``zscore``, or ``minmax`` to [0, 1]. Background stays 0.
+    __pydantic_config__ = _STRICT
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What happens to a study before the network: crop, resample, match histograms, normalise.
+
+    ``crop``: to the ``brain``, or to ``crop_size`` voxels about the centre of the true tumour (``truth_centre``), which no
+    real study knows and only the reproduction of a paper asks for. ``spacing_mm`` isotropic voxel size the network works
+    at, or ``grid`` the voxels (D, H, W) that the study's whole grid is brought to; None of both keeps the study's own
+    grid. ``histogram_matching`` brings each modality's brain to gliomap's reference percentiles. ``normalisation`` of each
+    modality over the brain: ``zscore``, ``slice_zscore`` for each axial slice by itself, or ``minmax`` to [0, 1].
+    Background stays 0.
     """
 
     __pydantic_config__ = _STRICT
+    crop: Literal["brain", "truth_centre"] = "brain"
+    crop_size: Size = (128, 128, 128)
     spacing_mm: pydantic.PositiveFloat | None = None
-    normalisation: Literal["zscore", "minmax"] = "zscore"
+    grid: Size | None = None
+    histogram_matching: bool = False
+    normalisation: Literal["zscore", "slice_zscore", "minmax"] = "zscore"
 
 
 @dataclass(frozen=True)
@@ -57,40 +83,63 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Training:
-    """How weights are found. Budget and intervals are counted in training patches seen.
+    """How weights are found, with Adam. Budget and intervals are counted in training patches seen.
 
     ``patch_size`` is D, H, W. ``foreground_share`` of the patches are centred on a tumour voxel, the class chosen first.
+    ``patch_place`` of the others along D: ``anywhere``, the ``middle`` of the study's grid, or where an axial slice shows
+    the ``largest_tumour``. Every ``validate_every`` patches are an epoch: the validation studies are segmented, and losses,
+    plateaus and ``early_stopping`` (epochs without a better validation Dice; None never) count in them.
+
+    Schedules: ``cosine`` falls ``cosine_cycles`` times from the full rate, ``polynomial`` is (1 - progress) to
+    ``polynomial_power``; neither falls below ``rate_floor`` times ``learning_rate``.
     """
 
     __pydantic_config__ = _STRICT
     patches: pydantic.PositiveInt
-    patch_size: tuple[pydantic.PositiveInt, pydantic.PositiveInt, pydantic.PositiveInt]
+    patch_size: Size
     batch_size: pydantic.PositiveInt
     learning_rate: pydantic.PositiveFloat
     weight_decay: pydantic.NonNegativeFloat = 0.0
-    schedule: Literal["constant", "cosine", "plateau"] = "constant"
+    amsgrad: bool = False
+    schedule: Literal["constant", "cosine", "polynomial", "plateau"] = "constant"
+    cosine_cycles: pydantic.PositiveInt = 1
+    polynomial_power: pydantic.PositiveFloat = 0.9
     plateau_factor: float = 0.5
     plateau_patience: int = 4
+    rate_floor: _Share = 0.0
     validate_every: pydantic.PositiveInt = 1000
-    foreground_share: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
-    loss: str = "cross_entropy_dice"
+    early_stopping: pydantic.PositiveInt | None = None
+    patch_place: Literal["anywhere", "middle", "largest_tumour"] = "anywhere"
+    foreground_share: _Share = 0.5
+    loss: LossSpec = LossSpec("cross_entropy_dice")
 
 
 @dataclass(frozen=True)
 class Inference:
-    """How a whole study goes through the network: in one pass (``window`` None) or in overlapping windows (D, H, W)."""
+    """How a whole study goes through the network: in one pass (``window`` None) or in overlapping windows (D, H, W).
+
+    Every one of ``views`` is segmented; ``combine`` takes the mean of their probabilities, or lets their class maps
+    ``vote``, ties going to the first view.
+    """
 
     __pydantic_config__ = _STRICT
-    window: tuple[int, int, int] | None = None
+    window: Size | None = None
+    views: tuple[View, ...] = ("identity",)
+    combine: Literal["mean", "vote"] = "mean"
     overlap: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.5
 
 
 @dataclass(frozen=True)
 class Postprocessing:
-    """What happens to the class map. ``min_component_voxels``: smaller 26-connected components of a class are removed."""
+    """What happens to the class map, in this order.
+
+    ``min_component_voxels``: smaller 26-connected components of a class are removed. ``min_et_voxels``: a study with fewer
+    voxels of ET in all gets NCR in their place.
+    """
 
     __pydantic_config__ = _STRICT
     min_component_voxels: int = 0
+    min_et_voxels: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,6 +147,8 @@ class Recipe:
     """One row of a paper's table, or one of ours: data in, weights out, study in, class map out.
 
     ``modalities`` in the order of the network's input channels. ``source`` says where the recipe comes from.
+    ``starts_from``: trainings whose weights this one begins with, run or reused before it. ``frozen``: parts of the network
+    that are not trained.
     """
 
     __pydantic_config__ = _STRICT
@@ -111,6 +162,17 @@ class Recipe:
     augmentation: Augmentation = Augmentation()
     inference: Inference = Inference()
     postprocessing: Postprocessing = Postprocessing()
+    starts_from: "tuple[Start, ...]" = ()
+    frozen: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Start:
+    """A recipe whose trained weights begin the part ``into`` of the network, or the whole of it."""
+
+    __pydantic_config__ = _STRICT
+    recipe: Recipe
+    into: str = ""
 
 
 _ADAPTER = pydantic.TypeAdapter(Recipe)

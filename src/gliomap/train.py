@@ -26,7 +26,7 @@ from gliomap.data.study import Study
 from gliomap.engines import channels_last, find_device, torch_engine
 from gliomap.errors import InputError, Interrupted, UsageError, reason
 from gliomap.files import json_bytes, sha256, write_file
-from gliomap.losses import find_loss
+from gliomap.losses import build_loss
 from gliomap.manifest import RunRecord, plain
 from gliomap.metrics import dice
 from gliomap.model_file import save_model
@@ -272,7 +272,7 @@ def _step(run: _Run, bar: Bar) -> dict[str, float]:
     for group in run.optimizer.param_groups:
         group["lr"] = settings.learning_rate * factor
     outputs = run.supervised(x.contiguous(memory_format=torch.channels_last_3d))
-    terms = find_loss(settings.loss)(outputs, y, run.recipe.target, len(run.log))
+    terms = build_loss(settings.loss)(outputs, y, run.recipe.target, run.patches // settings.validate_every)
     loss = torch.stack(list(terms.values())).sum()
     values = {name: float(term.detach()) for name, term in terms.items()}
     if not math.isfinite(sum(values.values())):

@@ -163,7 +163,7 @@ def recipe(spacing_mm=None):
         NetworkSpec("attention_resunet"),
         TRAINING,
         ("t1", "flair"),
-        preprocessing=Preprocessing(spacing_mm),
+        preprocessing=Preprocessing(spacing_mm=spacing_mm),
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from gliomap.errors import InputError, UsageError
-from gliomap.losses import find_loss
+from gliomap.losses import build_loss
 from gliomap.networks import NETWORKS, Network, Outputs, build_network
 from gliomap.recipe import NetworkSpec
 from gliomap.recipes import RECIPES
@@ -82,7 +82,7 @@ def test_the_recipes_loss_trains_every_parameter(name):
     network = build_network(recipe).train()
     x = images(network, len(recipe.modalities))
     classes = torch.randint(0, 5, (2, *x.shape[2:]), generator=torch.Generator().manual_seed(2)).to(torch.uint8)
-    terms = find_loss(recipe.training.loss)(network.supervised(x), classes, recipe.target, 0)
+    terms = build_loss(recipe.training.loss)(network.supervised(x), classes, recipe.target, 0)
     total = torch.stack(list(terms.values())).sum()
     assert torch.isfinite(total)
     total.backward()

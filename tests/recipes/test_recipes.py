@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from gliomap.errors import InputError, UsageError
-from gliomap.losses import find_loss
+from gliomap.losses import build_loss
 from gliomap.networks import build_network
 from gliomap.recipe import recipe_json, with_settings
 from gliomap.recipes import RECIPES, find_recipe
@@ -30,7 +30,7 @@ def test_patches_and_windows_fit_the_network(name):
 def test_numbers_are_in_their_ranges(name):
     recipe = RECIPES[name]
     training = recipe.training
-    assert find_loss(training.loss)
+    assert build_loss(training.loss)
     assert 0 < training.batch_size <= training.validate_every <= training.patches
     assert 0 <= training.foreground_share <= 1
     assert 0 < training.learning_rate < 1

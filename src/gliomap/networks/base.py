@@ -1,18 +1,28 @@
 """What every network has in common: images in, logits out, and what training and explaining may ask for."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gliomap.errors import InputError
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What training needs of one forward pass. ``logits``: (B, K, *S), finest first; more than one under deep supervision."""
+    """What training needs of one forward pass.
+
+    ``logits``: (B, K, *S), finest first; more than one under deep supervision. ``attention_logits`` (B, 4, *s): the raw
+    class maps of a supervised attention module, for background, NCR, ED, ET. ``prototypes`` (B, 4, C): what that module
+    found typical of each class. Both None where a network has no such module.
+    """
 
     logits: tuple[Tensor, ...]
+    attention_logits: Tensor | None = None
+    prototypes: Tensor | None = None
 
 
 class Network(nn.Module):
@@ -24,6 +34,7 @@ class Network(nn.Module):
     spatial_dims: ClassVar[int] = 3
     size_divisor: int
     in_channels: int
+    frozen: tuple[str, ...] = ()
 
     def forward(self, x: Tensor) -> Tensor:
         """The finest logits (B, K, *S)."""
@@ -34,8 +45,38 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def attention(self, x: Tensor) -> dict[str, Tensor]:
-        """The named attention maps for images (B, C, *S): (B, 1 or C, *s), s the level's own size, or 1 for channel weights."""
-        raise NotImplementedError
+        """The named attention maps for images (B, C, *S): (B, 1 or C, *s), s the level's own size, or 1 for channel weights.
+
+        Empty for a network without attention.
+        """
+        self.check_input(x)
+        return {}
+
+    @property
+    def divisors(self) -> tuple[int, int, int]:
+        """What D, H and W of a volume must be multiples of; a 2-D network sees axial slices, so any D will do."""
+        return (self.size_divisor if self.spatial_dims == 3 else 1, self.size_divisor, self.size_divisor)
+
+    def freeze(self, names: Iterable[str]) -> None:
+        """Take whole submodules out of training: their parameters get no gradient, and they stay in evaluation mode.
+
+        Raises:
+            ValueError: there is no such submodule.
+        """
+        self.frozen = tuple(names)
+        for name in self.frozen:
+            try:
+                self.get_submodule(name).requires_grad_(False)
+            except AttributeError as error:
+                raise ValueError(f"the network has no part {name!r} to freeze") from error
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, but for what is frozen."""
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
+        return self
 
     def check_input(self, x: Tensor) -> None:
         """Refuse images that the network cannot take.
@@ -52,3 +93,19 @@ class Network(nn.Module):
             raise InputError(
                 f"got images of size {size}; every size must be a multiple of {self.size_divisor}: the next legal one is {legal}"
             )
+
+
+def as_slices(x: Tensor) -> Tensor:
+    """Volumes (B, C, D, H, W), or class maps (B, D, H, W), as a batch of axial slices (B * D, C, H, W) or (B * D, H, W)."""
+    return x.movedim(-3, 1).flatten(0, 1)
+
+
+def run(module: nn.Module, x: Tensor, *, recompute: bool) -> Tensor:
+    """``module(x)``; with ``recompute`` its activations are not kept for the backward pass but computed again there.
+
+    That costs a second forward pass and gives the same gradients. Not for modules with BatchNorm, which would count every
+    batch twice.
+    """
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(module, x, use_reentrant=False)
+    return module(x)

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from gliomap.classes import NESTED_REGIONS
-from gliomap.recipe import Inference, NetworkSpec, Preprocessing, Recipe, Training
+from gliomap.recipe import Inference, LossSpec, NetworkSpec, Preprocessing, Recipe, Training
 
 PATCHES_PER_EPOCH = 258
 """One patch per study and epoch; 70 % of the 369 labelled studies of BraTS 2020."""
@@ -26,7 +26,7 @@ PAPER = Recipe(
         plateau_patience=4,
         validate_every=PATCHES_PER_EPOCH,
         foreground_share=0.0,
-        loss="binary_cross_entropy_dice",
+        loss=LossSpec("binary_cross_entropy_dice"),
     ),
     inference=Inference(window=(128, 128, 128), overlap=0.5),
 )
