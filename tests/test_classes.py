@@ -6,6 +6,7 @@ from hypothesis.extra import numpy as hnp
 
 from gliomap.classes import (
     ALL_CLASSES,
+    BACKGROUND,
     CONVENTIONS,
     ED,
     ET,
@@ -13,6 +14,7 @@ from gliomap.classes import (
     NESTED_REGIONS,
     RC,
     REGIONS,
+    WHOLE_TUMOUR,
     Target,
     convention_from_values,
     name_of,
@@ -171,3 +173,17 @@ def test_encoding_then_decoding_a_class_map_is_the_identity(classes):
     for target in (ALL_CLASSES, NESTED_REGIONS):
         channels = np.stack([np.isin(classes, members) for members in target.channels]).astype(float)
         np.testing.assert_array_equal(target.decode(channels), classes)
+
+
+@pytest.mark.parametrize(
+    ("target", "regions"),
+    [
+        (ALL_CLASSES, ("ET", "TC", "WT")),
+        (NESTED_REGIONS, ("ET", "TC", "WT")),
+        (WHOLE_TUMOUR, ("WT",)),
+        (Target("sigmoid", ((NCR,), (ED,), (ET,))), ("ET", "TC", "WT")),
+        (Target("softmax", ((BACKGROUND,), (NCR, ED), (ET,))), ("ET", "WT")),
+    ],
+)
+def test_a_target_tells_the_regions_that_its_channels_make_up(target, regions):
+    assert target.regions == regions

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from gliomap.engines import channels_last, find_device, load_network, torch_engine
+from gliomap.engines import SLICES_PER_BATCH, channels_last, find_device, load_network, torch_engine
 from gliomap.errors import IntegrityError, UsageError
 from gliomap.model_file import Model
-from gliomap.networks import build_network
+from gliomap.networks import Network, build_network
 from gliomap.recipe import with_settings
 from gliomap.recipes import RECIPES
 
@@ -90,3 +90,26 @@ def test_device_names(monkeypatch):
     assert find_device("auto") == find_device("cuda") == torch.device("cuda")
     with pytest.raises(UsageError, match="expected auto, cpu or cuda"):
         find_device("gpu0")
+
+
+class Slices(Network):
+    """A 2-D network whose logits are known: each class's is a multiple of the slice."""
+
+    spatial_dims, size_divisor, in_channels = 2, 4, 2
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x):
+        self.check_input(x)
+        self.seen.append(len(x))
+        return torch.cat([x[:, :1], 2 * x[:, :1], x[:, 1:]], 1)
+
+
+def test_a_two_dimensional_network_sees_every_axial_slice():
+    network, batch = Slices(), np.random.default_rng(0).normal(size=(2, 2, 7, 4, 8)).astype(np.float32)
+    logits = torch_engine(network)(batch)
+    np.testing.assert_array_equal(logits, np.concatenate([batch[:, :1], 2 * batch[:, :1], batch[:, 1:]], 1))
+    assert sum(network.seen) == 14
+    assert max(network.seen) <= SLICES_PER_BATCH

@@ -10,7 +10,15 @@ from monai.metrics import compute_dice, compute_hausdorff_distance
 from scipy import ndimage
 
 from gliomap.classes import REGIONS, region_mask
-from gliomap.metrics import dice, hausdorff, measure, sensitivity, specificity, surface_points_mm
+from gliomap.metrics import (
+    dice,
+    hausdorff,
+    hausdorff_of_all_voxels,
+    measure,
+    sensitivity,
+    specificity,
+    surface_points_mm,
+)
 
 SPACING = (3.0, 0.8, 1.25)
 SMALL = (4, 5, 4)
@@ -167,3 +175,32 @@ def test_measure_of_nothing_and_of_one_region():
     assert found["WT", "dice"] == 0
     assert found["WT", "specificity"] == pytest.approx(124 / 125)
     assert math.isnan(found["ET", "dice"])
+
+
+@settings(max_examples=40, deadline=None)
+@given(masks, masks)
+def test_hausdorff_of_all_voxels_is_brute_force(a, b):
+    points = [np.argwhere(m) * np.array(SPACING) for m in (a, b)]
+    found = hausdorff_of_all_voxels(a, b, SPACING)
+    if not a.any() or not b.any():
+        assert math.isnan(found)
+        return
+    distances = np.linalg.norm(points[0][:, None] - points[1][None], axis=2)
+    assert found == pytest.approx(np.percentile(np.concatenate([distances.min(1), distances.min(0)]), 95))
+
+
+def test_hausdorff_of_all_voxels_flatters():
+    a = np.zeros((20, 20, 20), bool)
+    a[4:16, 4:16, 4:16] = True
+    b = a.copy()
+    b[15:18, 4:16, 4:16] = True
+    assert hausdorff_of_all_voxels(a, b, (1, 1, 1)) < hausdorff(a, b, (1, 1, 1))
+
+
+def test_only_the_regions_asked_for_are_measured():
+    classes = np.zeros((4, 4, 4), np.uint8)
+    classes[1, 1, 1] = 2
+    found = measure(classes, classes, (1, 1, 1), ("WT",), all_voxels=True)
+    assert {region for region, _ in found} == {"WT"}
+    assert found["WT", "hd95_all_voxels"] == 0
+    assert ("WT", "hd95_all_voxels") not in measure(classes, classes, (1, 1, 1))

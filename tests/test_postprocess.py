@@ -43,3 +43,14 @@ def test_recipe_settings_switch_it_on():
     np.testing.assert_array_equal(postprocess(class_map(), Postprocessing()), class_map())
     np.testing.assert_array_equal(postprocess(class_map(), Postprocessing(1)), class_map())
     np.testing.assert_array_equal(postprocess(class_map(), Postprocessing(2)), remove_small_components(class_map(), 2))
+
+
+def test_little_enhancing_tumour_becomes_necrosis():
+    classes = class_map()
+    assert (classes == 3).sum() == 3
+    out = postprocess(classes, Postprocessing(min_et_voxels=4))
+    np.testing.assert_array_equal(out, np.where(classes == 3, 1, classes))
+    np.testing.assert_array_equal(postprocess(classes, Postprocessing(min_et_voxels=3)), classes)
+    assert (classes == 3).sum() == 3
+    both = postprocess(classes, Postprocessing(min_component_voxels=2, min_et_voxels=3))
+    assert (both == 1).sum() == 2  # small components go first: one of ET and the one of NCR, and two of ET are left

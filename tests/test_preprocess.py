@@ -1,18 +1,26 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from gliomap.errors import InputError
 from gliomap.preprocess import (
+    PERCENTILES,
+    REFERENCE_PERCENTILES,
     brain_box,
     brain_mask,
-    grid_at_spacing,
+    coarser_grid,
+    match_histogram,
     normalise,
     prepare,
     resample,
     resample_classes,
+    study_box,
+    voxel_ratio,
 )
 from gliomap.recipe import Preprocessing
+from gliomap.recipes import RECIPES
 from gliomap.volume import Box, Volume
 
 
@@ -23,6 +31,12 @@ def study(shape=(12, 14, 10), spacing=(1.0, 1.0, 1.0), channels=2, seed=0):
     inside = sum(((g - c) / (0.38 * n)) ** 2 for g, c, n in zip((z, y, x), centre, shape, strict=True)) < 1
     array = np.random.default_rng(seed).normal(300, 40, (channels, *shape)).astype(np.float32) * inside
     return Volume(array, np.diag([*spacing[::-1], 1.0]))
+
+
+def prepared_with(volume, **settings):
+    """A study of t1 and flair, prepared with these settings."""
+    recipe = replace(RECIPES["druwas"], modalities=("t1", "flair"), preprocessing=Preprocessing(**settings))
+    return prepare(volume, recipe, study_box(volume, recipe.preprocessing))
 
 
 def centres_in_source(count, ratio):
@@ -64,7 +78,7 @@ def test_zscore_of_constant_or_missing_modalities_is_finite():
 
 def test_prepare_crops_to_the_brain_and_keeps_the_grid():
     volume = study()
-    prepared = prepare(volume, Preprocessing())
+    prepared = prepared_with(volume)
     box = brain_box(volume)
     assert prepared.shape == box.shape
     assert prepared.array.dtype == np.float32
@@ -76,7 +90,7 @@ def test_prepare_crops_to_the_brain_and_keeps_the_grid():
 def test_prepare_leaves_its_input_alone():
     volume = study()
     before = volume.array.copy()
-    prepare(volume, Preprocessing(spacing_mm=2.0))
+    prepared_with(volume, spacing_mm=2.0)
     np.testing.assert_array_equal(volume.array, before)
 
 
@@ -84,7 +98,7 @@ def test_resampled_brain_is_not_darker_at_its_edge():
     volume = study((16, 18, 20), (1.5, 1.0, 1.0))
     brain = volume.array != 0
     halves = np.where(np.arange(20) < 9, 200, 400) * brain
-    prepared = prepare(volume.with_array(halves.astype(np.float32)), Preprocessing(spacing_mm=2.0))
+    prepared = prepared_with(volume.with_array(halves.astype(np.float32)), spacing_mm=2.0)
     z, y, x = (n * s / 2 for n, s in zip(brain_box(volume).shape, volume.spacing_mm, strict=True))
     assert prepared.shape == (int(np.ceil(z)), int(np.ceil(y)), int(np.ceil(x)))
     np.testing.assert_allclose(prepared.spacing_mm, (2, 2, 2))
@@ -94,10 +108,11 @@ def test_resampled_brain_is_not_darker_at_its_edge():
 
 
 @pytest.mark.parametrize("spacing_mm", [0.5, 1.0, 2.0, 3.3])
-def test_grid_at_spacing_keeps_the_outer_corner_and_covers_the_box(spacing_mm):
+def test_coarser_grid_keeps_the_outer_corner_and_covers_the_box(spacing_mm):
     affine = np.array([[0, -1.0, 0, 10], [1.5, 0, 0, -20], [0, 0, 3.0, 5], [0, 0, 0, 1]])
     shape = (7, 9, 11)
-    counts, out = grid_at_spacing(shape, affine, spacing_mm)
+    volume = Volume(np.zeros((1, *shape)), affine)
+    counts, out = coarser_grid(shape, affine, voxel_ratio(volume, Preprocessing(spacing_mm=spacing_mm)))
     np.testing.assert_allclose(np.linalg.norm(out[:3, :3], axis=0), spacing_mm)
     corner = [-0.5, -0.5, -0.5, 1]
     np.testing.assert_allclose(out @ corner, affine @ corner)
@@ -191,6 +206,86 @@ def test_minmax_maps_the_brain_and_the_background_to_0_and_1():
     array[0, 0] = [[0, 5], [10, 20]]
     array[1, 0] = [[0, -10], [0, 30]]  # interpolation leaves some studies with negative voxels
     volume = Volume(array, np.eye(4))
-    found = prepare(volume, Preprocessing(normalisation="minmax")).array
+    found = prepared_with(volume, normalisation="minmax").array
     np.testing.assert_allclose(found[0, 0], [[0, 0.25], [0.5, 1]])
     np.testing.assert_allclose(found[1, 0], [[0, 0], [0, 1]])
+
+
+def test_a_grid_of_voxels_is_of_the_whole_study_not_of_its_brain():
+    volume = study((24, 28, 20))
+    ratio = voxel_ratio(volume, Preprocessing(grid=(12, 14, 40)))
+    assert ratio == (2, 2, 0.5)
+    prepared = prepared_with(volume, grid=(12, 14, 40))
+    box = brain_box(volume)
+    assert prepared.shape == tuple(int(np.ceil(n / r)) for n, r in zip(box.shape, ratio, strict=True))
+    np.testing.assert_allclose(prepared.spacing_mm, (2, 2, 0.5))
+    assert voxel_ratio(volume, Preprocessing()) is None
+
+
+def labelled(volume, place):
+    classes = np.zeros((1, *volume.shape), np.uint8)
+    classes[(0, *place)] = 3
+    return volume.with_array(classes)
+
+
+def test_a_truth_centred_crop_lies_about_the_tumour_and_inside_the_grid():
+    volume = study((20, 24, 28))
+    settings = Preprocessing(crop="truth_centre", crop_size=(8, 10, 12))
+    box = study_box(volume, settings, labelled(volume, np.s_[9:12, 10:13, 14:17]))
+    assert box == Box((6, 6, 9), (14, 16, 21))
+    at_the_edge = study_box(volume, settings, labelled(volume, np.s_[0:1, 0:1, 27:28]))
+    assert at_the_edge == Box((0, 0, 21), (4, 5, 28))
+    nothing = study_box(volume, settings, volume.with_array(np.zeros(volume.shape, np.uint8)))
+    assert nothing == Box((6, 7, 8), (14, 17, 20))
+
+
+def test_a_truth_centred_crop_without_a_truth_is_refused():
+    with pytest.raises(InputError, match="only look at studies with a label map"):
+        study_box(study(), Preprocessing(crop="truth_centre"))
+
+
+def test_matched_percentiles_are_the_references_whatever_scanner_made_the_image():
+    volume = study((30, 30, 30))
+    mask = brain_mask(volume)
+    for image in (volume.array[0], volume.array[0] ** 2 / 100):
+        out = match_histogram(image, mask, "flair")
+        np.testing.assert_allclose(np.percentile(out[mask], PERCENTILES), REFERENCE_PERCENTILES["flair"], atol=0.02)
+        assert (out[~mask] == 0).all()
+        order = np.argsort(image[mask])
+        assert (np.diff(out[mask][order]) >= 0).all()
+
+
+def test_beyond_the_outermost_percentiles_the_map_goes_on():
+    values = np.linspace(1, 1001, 1001).reshape(1, 1, -1).astype(np.float32)
+    out = match_histogram(values, np.ones_like(values, bool), "t1")[0, 0]
+    first, second = REFERENCE_PERCENTILES["t1"][:2]
+    slope = (second - first) / 90  # nine percentiles are ninety values
+    assert out[0] == pytest.approx(first - 10 * slope, abs=1e-3)
+
+
+def test_an_image_without_a_histogram_is_left_as_it_is():
+    image = np.zeros((1, 2, 2), np.float32)
+    image[0, 0] = 7
+    np.testing.assert_array_equal(match_histogram(image, image > 0, "t2"), image)
+    assert (match_histogram(image, image > 9, "t2") == 0).all()
+
+
+def test_histogram_matching_precedes_normalisation():
+    volume = study((30, 30, 30))
+    plain, squared = (volume.with_array(volume.array**power) for power in (1, 2))
+    matched = [prepared_with(v, histogram_matching=True).array for v in (plain, squared)]
+    assert np.abs(matched[0] - matched[1]).mean() < 0.02
+    unmatched = [prepared_with(v).array for v in (plain, squared)]
+    assert np.abs(unmatched[0] - unmatched[1]).mean() > 0.02
+    inside = matched[0][0] != 0
+    assert abs(matched[0][0][inside].mean()) < 1e-3
+
+
+def test_slices_are_normalised_by_themselves():
+    array = study().array.copy()
+    array[:, 6] *= 3
+    mask = (array != 0).any(0)
+    out = normalise(array, mask, "slice_zscore")
+    for index in range(array.shape[1]):
+        np.testing.assert_array_equal(out[:, index], normalise(array[:, index], mask[index], "zscore"))
+    assert abs(out[0, 6][mask[6]].mean()) < 1e-4

@@ -5,7 +5,17 @@ import pytest
 
 from gliomap.classes import NESTED_REGIONS
 from gliomap.errors import UsageError
-from gliomap.recipe import NetworkSpec, Recipe, Training, recipe_from_json, recipe_json, with_settings
+from gliomap.recipe import (
+    NetworkSpec,
+    Preprocessing,
+    Recipe,
+    Start,
+    Training,
+    cautions,
+    recipe_from_json,
+    recipe_json,
+    with_settings,
+)
 from gliomap.recipes import RECIPES
 
 BASE = Recipe(
@@ -121,3 +131,37 @@ def test_unknown_paths_are_refused(setting):
 def test_values_that_do_not_fit_are_refused_by_field(setting):
     with pytest.raises(UsageError, match=setting.partition("=")[0]):
         with_settings(BASE, [setting])
+
+
+def with_starts():
+    return replace(BASE, starts_from=(Start(BASE, "first"), Start(replace(BASE, starts_from=(Start(BASE),)))))
+
+
+def test_what_a_recipe_starts_from_is_part_of_its_record():
+    recipe = with_starts()
+    assert recipe_from_json(recipe_json(recipe)) == recipe
+
+
+def test_a_star_sets_a_value_in_everything_a_recipe_starts_from():
+    found = with_settings(with_starts(), ["*.training.patches=7", "training.batch_size=3"])
+    inner = [
+        found.starts_from[0].recipe,
+        found.starts_from[1].recipe,
+        found.starts_from[1].recipe.starts_from[0].recipe,
+    ]
+    assert [r.training.patches for r in [found, *inner]] == [7] * 4
+    assert [r.training.batch_size for r in [found, *inner]] == [3] + [BASE.training.batch_size] * 3
+    with pytest.raises(UsageError, match="cannot set"):
+        with_settings(with_starts(), ["*.training.nothing=7"])
+
+
+def test_only_recipes_that_reproduce_what_nobody_should_do_have_cautions():
+    assert cautions(BASE) == []
+    told = replace(BASE, preprocessing=Preprocessing(crop="truth_centre"))
+    (caution,) = cautions(told)
+    assert "told where the tumour is" in caution
+    steep = replace(BASE, training=replace(BASE.training, learning_rate=0.3, patch_place="largest_tumour"))
+    assert len(cautions(steep)) == 2
+    assert "0.3" in cautions(steep)[1]
+    assert "dropout" in cautions(replace(BASE, network=NetworkSpec("cga_unet", {"always_dropout": True})))[0]
+    assert cautions(replace(BASE, starts_from=(Start(told),))) == [f"{BASE.name}: {caution}"]

@@ -45,3 +45,20 @@ def test_schedule_is_the_recipes():
     assert rate_factor(TRAINING, 0.7, flat) == 1
     plateau = replace(TRAINING, schedule="plateau", plateau_factor=0.2, plateau_patience=1)
     assert rate_factor(plateau, 0.7, flat) == pytest.approx(0.2**2)
+
+
+def test_cosine_cycles_are_torchs_warm_restarts():
+    epochs = 20
+    settings_ = replace(TRAINING, schedule="cosine", cosine_cycles=2, rate_floor=0.1)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    oracle = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=epochs // 2, eta_min=0.1)
+    for epoch in range(epochs):
+        oracle.step(epoch)
+        assert rate_factor(settings_, epoch / epochs, []) == pytest.approx(optimizer.param_groups[0]["lr"])
+    assert rate_factor(settings_, 1.0, []) == pytest.approx(0.1)
+
+
+def test_polynomial_falls_to_its_floor():
+    polynomial = replace(TRAINING, schedule="polynomial", polynomial_power=0.9)
+    assert [rate_factor(polynomial, p, []) for p in (0, 0.5, 1)] == pytest.approx([1, 0.5**0.9, 0])
+    assert rate_factor(replace(polynomial, rate_floor=0.6), 0.9, []) == 0.6

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -6,16 +7,20 @@ import torch
 from monai.inferers import sliding_window_inference
 
 from gliomap.classes import ED, ET, NCR, NESTED_REGIONS, Target
+from gliomap.errors import InputError
 from gliomap.metrics import dice
-from gliomap.recipe import Inference, Postprocessing, Preprocessing
+from gliomap.recipe import Inference, Postprocessing, Preprocessing, View
 from gliomap.recipes import RECIPES
 from gliomap.segmenter import (
     Segmenter,
     activate,
     centre_slices,
     gaussian_weight,
+    majority,
     pad_to,
     pad_to_multiple,
+    turn,
+    turn_back,
     window_starts,
 )
 from gliomap.volume import Volume
@@ -88,7 +93,7 @@ def brain_with_tumour(shape=SHAPE, spacing=(1.0, 1.0, 1.0)):
 def test_windows_are_combined_as_by_monai(shape, window, overlap):
     network = convolutions()
     images = np.random.default_rng(1).normal(size=(2, *shape)).astype(np.float32)
-    segmenter = Segmenter(replace(RECIPE, inference=Inference(window, overlap)), engine_of(network), 1)
+    segmenter = Segmenter(replace(RECIPE, inference=Inference(window, overlap)), engine_of(network), (1,) * 3)
     theirs = sliding_window_inference(
         torch.from_numpy(images)[None], window, 2, network, overlap=overlap, mode="gaussian", sigma_scale=0.125
     )
@@ -122,14 +127,14 @@ def test_one_pass_sees_padded_images_and_its_padding_is_removed():
         seen.append(batch.shape)
         return np.concatenate([batch, batch + 1], 1)
 
-    logits = Segmenter(RECIPE, engine, 16).logits(images)
+    logits = Segmenter(RECIPE, engine, (16,) * 3).logits(images)
     assert seen == [(1, 2, 16, 16, 32)]
     np.testing.assert_array_equal(logits, np.concatenate([images, images + 1]))
 
 
 def test_padding_is_zero_and_central():
     images = np.ones((1, 3, 4, 5))
-    padded = pad_to_multiple(images, 4)
+    padded = pad_to_multiple(images, (4, 4, 4))
     assert padded.shape == (1, 4, 4, 8)
     assert padded.sum() == 60
     np.testing.assert_array_equal(padded[(slice(None), *centre_slices(padded.shape[1:], (3, 4, 5)))], images)
@@ -139,7 +144,7 @@ def test_padding_is_zero_and_central():
 @pytest.mark.parametrize("inference", [Inference(), Inference((16, 16, 16), 0.5)])
 def test_a_perfect_engine_gives_back_exactly_the_mask_on_the_images_grid(inference):
     volume, tumour, _ = brain_with_tumour()
-    classes = Segmenter(replace(RECIPE, inference=inference), threshold_engine, 16)(volume)
+    classes = Segmenter(replace(RECIPE, inference=inference), threshold_engine, (16,) * 3)(volume)
     assert classes.array.dtype == np.uint8
     np.testing.assert_array_equal(classes.affine, volume.affine)
     np.testing.assert_array_equal(classes.array, (tumour * np.uint8(ED))[None])
@@ -151,7 +156,7 @@ def test_a_perfect_engine_gives_back_exactly_the_mask_on_the_images_grid(inferen
 )
 def test_a_perfect_engine_at_two_millimetres_gives_nearly_the_mask(shape, spacing):
     volume, tumour, brain = brain_with_tumour(shape, spacing)
-    segmenter = Segmenter(replace(RECIPE, preprocessing=Preprocessing(spacing_mm=2.0)), threshold_engine, 16)
+    segmenter = Segmenter(replace(RECIPE, preprocessing=Preprocessing(spacing_mm=2.0)), threshold_engine, (16,) * 3)
     classes = segmenter(volume)
     assert classes.array.shape == (1, *shape)
     np.testing.assert_array_equal(classes.affine, volume.affine)
@@ -173,7 +178,7 @@ def test_grid_of_equal_shape_but_another_spacing_is_still_resampled():
         sizes.append(images.shape[2:])
         return threshold_engine(images)
 
-    segmenter = Segmenter(replace(RECIPE, preprocessing=Preprocessing(spacing_mm=2.0)), engine, 1)
+    segmenter = Segmenter(replace(RECIPE, preprocessing=Preprocessing(spacing_mm=2.0)), engine, (1,) * 3)
     assert segmenter.probabilities(volume).shape == sizes[0]  # rounding up hides the difference
     found = segmenter(volume).array[0] == ED
     middles = [np.argwhere(m).mean(0) * spacing for m in (found, tumour)]
@@ -183,8 +188,8 @@ def test_grid_of_equal_shape_but_another_spacing_is_still_resampled():
 @pytest.mark.parametrize("spacing_mm", [None, 2.0])
 def test_nothing_is_found_outside_the_brain(spacing_mm):
     volume, _, brain = brain_with_tumour()
-    recipe = replace(RECIPE, preprocessing=Preprocessing(spacing_mm))
-    classes = Segmenter(recipe, everything_engine, 16)(volume).array[0]
+    recipe = replace(RECIPE, preprocessing=Preprocessing(spacing_mm=spacing_mm))
+    classes = Segmenter(recipe, everything_engine, (16,) * 3)(volume).array[0]
     np.testing.assert_array_equal(classes, brain * np.uint8(ET))
 
 
@@ -192,7 +197,7 @@ def test_oblique_study_keeps_its_affine():
     volume, tumour, _ = brain_with_tumour()
     turn = np.array([[0.96, -0.28, 0, -50], [0.28, 0.96, 0, 20], [0, 0, 1, -7], [0, 0, 0, 1]])
     oblique = Volume(volume.array, turn)
-    classes = Segmenter(RECIPE, threshold_engine, 16)(oblique)
+    classes = Segmenter(RECIPE, threshold_engine, (16,) * 3)(oblique)
     np.testing.assert_array_equal(classes.affine, turn)
     np.testing.assert_array_equal(classes.array[0] == ED, tumour)
 
@@ -201,7 +206,7 @@ def test_recipes_postprocessing_is_applied():
     volume, tumour, brain = brain_with_tumour()
     volume.array[0, 8:10, 24, 18] = 300  # two bright voxels away from the ball
     assert brain[8:10, 24, 18].all()
-    segmenter = Segmenter(RECIPE, threshold_engine, 16)
+    segmenter = Segmenter(RECIPE, threshold_engine, (16,) * 3)
     assert (segmenter(volume).array[0] == ED).sum() == tumour.sum() + 2
     tidy = replace(segmenter, recipe=replace(RECIPE, postprocessing=Postprocessing(3)))
     np.testing.assert_array_equal(tidy(volume).array[0] == ED, tumour)
@@ -209,7 +214,7 @@ def test_recipes_postprocessing_is_applied():
 
 def test_probabilities_are_on_the_brains_box():
     volume, tumour, brain = brain_with_tumour()
-    probabilities = Segmenter(RECIPE, threshold_engine, 16).probabilities(volume)
+    probabilities = Segmenter(RECIPE, threshold_engine, (16,) * 3).probabilities(volume)
     places = np.argwhere(brain)
     low, high = places.min(0), places.max(0) + 1
     assert probabilities.shape == tuple(high - low)
@@ -225,7 +230,7 @@ def test_sigmoid_target_is_decoded_by_regions():
 
     volume, tumour, brain = brain_with_tumour()
     recipe = replace(RECIPE, target=NESTED_REGIONS)
-    classes = Segmenter(recipe, regions_engine, 16)(volume).array[0]
+    classes = Segmenter(recipe, regions_engine, (16,) * 3)(volume).array[0]
     np.testing.assert_array_equal(classes, np.where(tumour, NCR, ED) * brain)
 
 
@@ -238,3 +243,73 @@ def test_activation_is_torchs_even_for_extreme_logits(kind):
     found = activate(logits, Target(kind, ((0,), (1,), (2,))))
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("view", get_args(View))
+def test_every_view_is_turned_back_to_what_it_was(view):
+    images = np.random.default_rng(0).normal(size=(2, 3, 4, 5))
+    turned = turn(images, view)
+    np.testing.assert_array_equal(turn_back(turned, view), images)
+    assert np.array_equal(turned, images) == (view == "identity")
+    np.testing.assert_array_equal(np.sort(turned.ravel()), np.sort(images.ravel()))
+
+
+def test_views_are_named_by_the_patient():
+    images = np.zeros((1, 3, 3, 3))
+    images[0, 0, 1, 2] = 1  # inferior, in the middle, at the right
+    assert np.argwhere(turn(images, "flip_left_right"))[0].tolist() == [0, 0, 1, 0]
+    assert np.argwhere(turn(images, "flip_top_bottom"))[0].tolist() == [0, 2, 1, 2]
+    assert np.argwhere(turn(images, "flip_front_back"))[0].tolist() == [0, 0, 1, 2]
+    assert np.argwhere(turn(images, "rotate_90"))[0].tolist()[1] == 0
+
+
+def test_a_vote_takes_the_class_of_most_maps_and_of_the_first_where_all_differ():
+    maps = [np.array(values, np.uint8) for values in ([1, 1, 1, 0], [1, 2, 2, 3], [0, 2, 3, 3])]
+    assert majority(maps).tolist() == [1, 2, 1, 3]
+    assert majority([*maps, np.array([0, 1, 2, 0], np.uint8)]).tolist() == [1, 1, 2, 0]
+
+
+def left_right_engine(images):
+    """A network that knows right from left: ED where the first modality is bright and x is in the upper half."""
+    logits = threshold_engine(images)
+    logits[..., : images.shape[-1] // 2] = 0
+    return logits
+
+
+@pytest.mark.parametrize(("combine", "share"), [("mean", 1.0), ("vote", 0.5)])
+def test_views_are_combined_as_the_recipe_says(combine, share):
+    volume, tumour, _ = brain_with_tumour()
+    views = ("identity", "flip_left_right", "rotate_180", "flip_front_back")
+    seen = []
+
+    def engine(images):
+        seen.append(images.copy())
+        return left_right_engine(images)
+
+    recipe = replace(RECIPE, inference=Inference(views=views, combine=combine))
+    found = Segmenter(recipe, engine, (1, 1, 1))(volume).array[0] == ED
+    assert len(seen) == 4
+    np.testing.assert_array_equal(seen[1], seen[0][..., ::-1])
+    np.testing.assert_array_equal(seen[2], seen[0][..., ::-1, ::-1])
+    assert not (found & ~tumour).any()
+    assert found.sum() / tumour.sum() == pytest.approx(share, abs=0.35)
+    if combine == "mean":
+        assert (found == tumour).all()  # each side is sure of its half, and the other says nothing
+
+
+def test_a_truth_centred_recipe_sees_only_the_box_about_the_true_tumour():
+    volume, tumour, _ = brain_with_tumour()
+    settings = Preprocessing(crop="truth_centre", crop_size=(20, 20, 20))
+    seen = []
+
+    def engine(images):
+        seen.append(images.shape)
+        return threshold_engine(images)
+
+    segmenter = Segmenter(replace(RECIPE, preprocessing=settings), engine, (4, 4, 4))
+    truth = volume.with_array((tumour * np.uint8(ED)).astype(np.uint8))
+    classes = segmenter(volume, truth)
+    assert seen == [(1, 2, 20, 20, 20)]
+    np.testing.assert_array_equal(classes.array[0] == ED, tumour)
+    with pytest.raises(InputError, match="label map"):
+        segmenter(volume)

@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -9,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from gliomap.classes import WHOLE_TUMOUR
 from gliomap.errors import InputError, Interrupted, UsageError
 from gliomap.model_file import load_model
 from gliomap.phantom import PhantomOptions, phantom
+from gliomap.recipe import LossSpec, Preprocessing, Recipe, Start, recipe_from_json, recipe_json, with_settings
+from gliomap.recipes import RECIPES
 from gliomap.train import TrainOptions, train
 
 SETTINGS = [
@@ -34,6 +38,22 @@ def _data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _options(data: Path, output: Path, **changes: object) -> TrainOptions:
     values: dict[str, object] = {"settings": SETTINGS, "device": "cpu", "quiet": True} | changes
     return TrainOptions("attention_resunet_small", data, output, **values)  # pyright: ignore[reportArgumentType]
+
+
+def _variant(folder: Path, **changes: object) -> str:
+    """A small recipe changed and written to a file, as `train` takes it."""
+    recipe = replace(with_settings(RECIPES["attention_resunet_small"], SETTINGS), **changes)  # pyright: ignore[reportArgumentType]
+    path = folder / f"{recipe.name}.json"
+    path.write_text(recipe_json(recipe))
+    return str(path)
+
+
+def _train(recipe: str, data: Path, output: Path, **changes: object):
+    return train(TrainOptions(recipe, data, output, device="cpu", quiet=True, **changes))  # pyright: ignore[reportArgumentType]
+
+
+def _begun_with(first: Recipe, **changes: object) -> dict[str, object]:
+    return {"name": "second", "starts_from": (Start(first),), **changes}
 
 
 def _weights(path: Path) -> dict[str, np.ndarray]:
@@ -156,16 +176,15 @@ def test_augmentation_and_weight_decay_and_schedule_reach_the_weights(data: Path
 def test_the_model_is_the_one_that_validated_best_not_the_last(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores = iter([0.9, 0.1])
+    scores = iter([0.9] * 3 + [0.1] * 3)
     monkeypatch.setattr("gliomap.train.dice", lambda *_: next(scores, 0.1))
-    monkeypatch.setattr("gliomap.train.REGIONS", {"WT": (1, 2, 3)})
     result = train(_options(data, tmp_path / "run"))
     assert load_model(result.model).card["patches"] == 6
     assert not _same(_weights(result.model), _weights(tmp_path / "run" / "last.safetensors"))
 
 
 def test_sizes_that_the_network_cannot_take_are_refused_before_training(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"inference\.window is \(50, 50, 50\); expected multiples of 16"):
+    with pytest.raises(UsageError, match=r"inference\.window is \(50, 50, 50\); expected multiples of \(16, 16, 16\)"):
         train(_options(data, tmp_path / "run", settings=[*SETTINGS, "inference.window=[50,50,50]"]))
 
 
@@ -243,3 +262,162 @@ def test_the_validation_score_is_that_of_the_real_inference(data: Path, tmp_path
     dice = {r.region: r.value for r in rows if r.study == held_out and r.metric == "dice"}
     assert dice == pytest.approx(result.validation_dice)
     assert torch.is_grad_enabled()
+
+
+def test_what_a_recipe_starts_from_is_trained_first_and_its_weights_carry_over(data: Path, tmp_path: Path) -> None:
+    first = recipe_from_json(Path(_variant(tmp_path, name="first")).read_text())
+    whole = ("encoder", "bottleneck", "up", "decoder", "head", "gates")
+    second = _variant(tmp_path, **_begun_with(first, frozen=whole))
+    result = _train(second, data, tmp_path / "runs" / "second")
+    assert result.ended == "nothing to train"
+    part = tmp_path / "runs" / "second" / "starts_from" / "first"
+    assert json.loads((part / "run.json").read_text())["ended"] == "budget reached"
+    assert _same(_weights(result.model), _weights(part / "model.safetensors"))
+    model = load_model(result.model)
+    assert model.card["starts_from"] == {"first": load_model(part / "model.safetensors").content_sha256}
+    assert set(result.validation_dice) == {"ET", "TC", "WT"}
+
+
+def test_a_finished_training_beside_it_is_reused(data: Path, tmp_path: Path) -> None:
+    path = _variant(tmp_path, name="first")
+    _train(path, data, tmp_path / "runs" / "a")
+    first = recipe_from_json(Path(path).read_text())
+    training = replace(first.training, patches=2, validate_every=2)
+    second = _variant(tmp_path, **_begun_with(first, training=training))
+    _train(second, data, tmp_path / "runs" / "b")
+    assert not (tmp_path / "runs" / "b" / "starts_from").exists()
+    began = json.loads((tmp_path / "runs" / "b" / "run.json").read_text())["starts_from"]
+    assert began == {"first": load_model(tmp_path / "runs" / "a" / "model.safetensors").content_sha256}
+    _train(second, data, tmp_path / "runs" / "c", seed=1)  # another seed has other weights and other studies
+    assert (tmp_path / "runs" / "c" / "starts_from" / "first" / "model.safetensors").exists()
+
+
+def test_a_training_cut_short_is_not_reused_and_the_time_is_shared(data: Path, tmp_path: Path) -> None:
+    path = _variant(tmp_path, name="first")
+    _train(path, data, tmp_path / "runs" / "a", max_time_s=1e-6)
+    first = recipe_from_json(Path(path).read_text())
+    result = _train(_variant(tmp_path, **_begun_with(first)), data, tmp_path / "runs" / "b", max_time_s=1e-6)
+    assert (result.ended, result.patches) == ("time limit reached", 2)
+    part = json.loads((tmp_path / "runs" / "b" / "starts_from" / "first" / "run.json").read_text())
+    assert (part["ended"], part["patches"]) == ("time limit reached", 2)
+
+
+def test_an_interruption_while_the_first_part_trains_is_resumed(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = recipe_from_json(Path(_variant(tmp_path, name="first")).read_text())
+    second = _variant(tmp_path, **_begun_with(first))
+    whole = _train(second, data, tmp_path / "whole" / "run")
+    monkeypatch.setattr("gliomap.train._step", _interrupt_after(3))
+    with pytest.raises(Interrupted):
+        _train(second, data, tmp_path / "parts" / "run")
+    monkeypatch.undo()
+    with pytest.raises(UsageError, match="already holds a training"):
+        _train(second, data, tmp_path / "parts" / "run")
+    resumed = _train(second, data, tmp_path / "parts" / "run", resume=True)
+    assert _same(_weights(whole.model), _weights(resumed.model))
+
+
+def test_frozen_parts_keep_their_weights_and_others_do_not(data: Path, tmp_path: Path) -> None:
+    free = _train(_variant(tmp_path, name="free"), data, tmp_path / "free")
+    held = _train(_variant(tmp_path, name="held", frozen=("encoder",)), data, tmp_path / "held")
+    untrained = _train(_variant(tmp_path, name="x", frozen=("encoder",)), data, tmp_path / "x", max_time_s=1e-6)
+    a, b, start = (_weights(r.model.with_name("last.safetensors")) for r in (free, held, untrained))
+    assert all(np.array_equal(b[k], start[k]) for k in b if k.startswith("encoder."))
+    assert not np.array_equal(a["encoder.0.0.conv1.weight"], b["encoder.0.0.conv1.weight"])
+    assert not np.array_equal(b["head.weight"], start["head.weight"])
+    with pytest.raises(UsageError, match="cannot freeze nothing"):
+        _train(_variant(tmp_path, name="y", frozen=("nothing",)), data, tmp_path / "y")
+
+
+def test_weights_that_do_not_fit_are_refused(data: Path, tmp_path: Path) -> None:
+    first = with_settings(RECIPES["attention_resunet_small"], [*SETTINGS, "name=first", "network.settings.base=6"])
+    with pytest.raises(UsageError, match="the weights of first do not fit the network"):
+        _train(_variant(tmp_path, **_begun_with(first)), data, tmp_path / "run", max_time_s=1e-6)
+
+
+def test_training_stops_early_when_the_validation_no_longer_improves(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([v for epoch in (0.3, 0.5, 0.4, 0.5, 0.9) for v in [epoch] * 3])
+    monkeypatch.setattr("gliomap.train.dice", lambda *_: next(scores))
+    recipe = RECIPES["attention_resunet_small"].training
+    training = replace(recipe, patches=10, validate_every=2, early_stopping=2, patch_size=(16, 32, 32), batch_size=2)
+    result = _train(_variant(tmp_path, training=training), data, tmp_path / "run")
+    assert (result.ended, result.patches) == ("stopped early", 8)
+    assert load_model(result.model).card["patches"] == 4
+
+
+def test_the_loss_is_told_the_epoch(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gliomap import train as module  # noqa: PLC0415
+
+    epochs = []
+
+    def build_loss(spec: object):
+        loss = original(spec)  # pyright: ignore[reportArgumentType]
+        return lambda *arguments: epochs.append(arguments[3]) or loss(*arguments)
+
+    original = module.build_loss
+    monkeypatch.setattr("gliomap.train.build_loss", build_loss)
+    train(_options(data, tmp_path / "run"))
+    assert epochs == [0, 0, 0, 1, 1, 1]
+
+
+def test_studies_kept_for_the_test_are_not_seen_and_are_written_down(tmp_path: Path) -> None:
+    phantom(PhantomOptions(tmp_path / "data", studies=5, size=32, quiet=True))
+    settings = [*SETTINGS, "training.test_share=0.4"]
+    result = train(_options(tmp_path / "data", tmp_path / "run", settings=settings, max_time_s=1e-6))
+    used = json.loads((tmp_path / "run" / "run.json").read_text())["studies"]
+    assert [len(used[part]) for part in ("training", "validation", "test")] == [2, 1, 2]
+    assert load_model(result.model).card["test_studies"] == used["test"]
+    assert len({i for part in ("training", "validation", "test") for i in used[part]}) == 5
+
+
+def test_a_two_dimensional_network_trains_on_slices_and_segments_volumes(data: Path, tmp_path: Path) -> None:
+    recipe = with_settings(
+        RECIPES["aspp_attention_unet_flair"],
+        ["training.patch_size=[1,32,32]", "training.batch_size=4", "training.patches=12", "training.validate_every=12",
+         "network.settings.base=2", "network.settings.aspp_width=2", "inference.window=[1,32,32]"],
+    )  # fmt: skip
+    path = tmp_path / "slices.json"
+    path.write_text(recipe_json(recipe))
+    result = _train(str(path), data, tmp_path / "run")
+    assert set(result.validation_dice) == {"WT"}
+    with (tmp_path / "run" / "log.csv").open() as stream:
+        assert "dice_ET" not in next(csv.DictReader(stream))
+
+
+def test_a_reproduction_that_nobody_should_do_is_flagged_wherever_it_is_used(data: Path, tmp_path: Path) -> None:
+    from gliomap.evaluate import EvaluateOptions, evaluate  # noqa: PLC0415
+    from gliomap.segment import SegmentOptions, segment  # noqa: PLC0415
+
+    told = _variant(tmp_path, preprocessing=Preprocessing(crop="truth_centre", crop_size=(16, 32, 32)))
+    result = _train(told, data, tmp_path / "run")
+    (warning,) = (text for text in result.warnings if text.startswith("reproduction: "))
+    assert "told where the tumour is" in warning
+    scored = evaluate(EvaluateOptions(result.model, data, tmp_path / "scores.csv", device="cpu", quiet=True))
+    assert warning in scored.warnings
+    (study, *_) = sorted(p for p in data.iterdir() if p.is_dir())
+    segmented = segment(SegmentOptions(study, tmp_path / "out", model=result.model, device="cpu", quiet=True))
+    assert warning in segmented.done[0].warnings
+    assert not segmented.done[0].scores
+    assert "told where the tumour is" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_model_of_the_whole_tumour_is_scored_by_it_alone(data: Path, tmp_path: Path) -> None:
+    from gliomap.evaluate import EvaluateOptions, evaluate  # noqa: PLC0415
+    from gliomap.segment import SegmentOptions, segment  # noqa: PLC0415
+
+    loss = LossSpec("binary_cross_entropy_dice")
+    base = with_settings(RECIPES["attention_resunet_small"], SETTINGS)
+    whole = _variant(tmp_path, target=WHOLE_TUMOUR, training=replace(base.training, loss=loss))
+    result = _train(whole, data, tmp_path / "run")
+    rows = evaluate(
+        EvaluateOptions(result.model, data, tmp_path / "scores.csv", hd_all_voxels=True, device="cpu", quiet=True)
+    ).rows
+    assert {row.region for row in rows} == {"WT"}
+    assert "hd95_all_voxels" in {row.metric for row in rows}
+    (study, *_) = sorted(p for p in data.iterdir() if p.is_dir())
+    found = segment(SegmentOptions(study, tmp_path / "out", model=result.model, score=True, device="cpu", quiet=True))
+    assert set(found.done[0].volumes_ml) == {"WT"}
+    assert {row.region for row in found.done[0].scores} == {"WT"}

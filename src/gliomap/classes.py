@@ -182,6 +182,15 @@ class Target:
             out[probabilities[channel] > 0.5] = self._own_class(channel)
         return out
 
+    @property
+    def regions(self) -> tuple[str, ...]:
+        """The regions that a class map decoded from these channels can tell: those that some of the channels make up."""
+
+        def told(members: tuple[int, ...]) -> bool:
+            return {c for channel in self.channels if set(channel) <= set(members) for c in channel} == set(members)
+
+        return tuple(region for region, members in REGIONS.items() if told(members))
+
     def _own_class(self, channel: int) -> int:
         inner = {c for other in self.channels if len(other) < len(self.channels[channel]) for c in other}
         own = [c for c in self.channels[channel] if c not in inner]
@@ -190,6 +199,7 @@ class Target:
 
 ALL_CLASSES = Target("softmax", ((BACKGROUND,), (NCR,), (ED,), (ET,)))
 NESTED_REGIONS = Target("sigmoid", tuple(REGIONS.values()))
+WHOLE_TUMOUR = Target("sigmoid", (REGIONS["WT"],))
 
 
 def region_mask(classes: Array, region: str) -> Array:

@@ -5,33 +5,44 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gliomap.errors import IntegrityError, UsageError
 from gliomap.model_file import Model
-from gliomap.networks import Network, build_network
+from gliomap.networks import Network, as_slices, build_network
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
+SLICES_PER_BATCH = 8
+"""Slices of a volume that a 2-D network sees at once; more are no faster on a CPU and need more memory."""
+
+
 def torch_engine(network: Network, device: torch.device | str = "cpu") -> Callable[[Array], Array]:
-    """An engine that runs a network as it is now, in evaluation mode, on a device."""
+    """An engine that runs a network as it is now, in evaluation mode, on a device; a 2-D network slice by slice."""
 
     def run(images: Array) -> Array:
         was_training = network.training
         network.eval()
         try:
             with torch.inference_mode():
-                batch = torch.from_numpy(np.ascontiguousarray(images)).to(device)
-                batch = batch.to(memory_format=torch.channels_last_3d)  # twice as fast as the default layout on a CPU
-                return network(batch).float().cpu().numpy()
+                return _run(network, torch.from_numpy(np.ascontiguousarray(images)).to(device)).float().cpu().numpy()
         finally:
             network.train(was_training)
 
     return run
 
 
-def load_engine(model: Model, device: str) -> tuple[Callable[[Array], Array], int]:
-    """An engine for a model file on the named device (``auto``, ``cpu``, ``cuda``), and the network's size divisor.
+def _run(network: Network, batch: Tensor) -> Tensor:
+    if network.spatial_dims == 3:
+        return network(fast_layout(batch))
+    slices = as_slices(batch).split(SLICES_PER_BATCH)  # (8, C, H, W) each
+    logits = torch.cat([network(fast_layout(part)) for part in slices])
+    return logits.unflatten(0, (batch.shape[0], -1)).movedim(1, 2)  # (B, K, D, H, W)
+
+
+def load_engine(model: Model, device: str) -> tuple[Callable[[Array], Array], tuple[int, int, int]]:
+    """An engine for a model file on the named device (``auto``, ``cpu``, ``cuda``), and what D, H, W must be multiples of.
 
     Raises:
         UsageError: there is no such device.
@@ -39,7 +50,7 @@ def load_engine(model: Model, device: str) -> tuple[Callable[[Array], Array], in
     """
     where = find_device(device)
     network = load_network(model, where)
-    return torch_engine(network, where), network.size_divisor
+    return torch_engine(network, where), network.divisors
 
 
 def load_network(model: Model, device: torch.device | str = "cpu") -> Network:
@@ -60,9 +71,16 @@ def load_network(model: Model, device: torch.device | str = "cpu") -> Network:
     return channels_last(network).to(device).eval()
 
 
+def fast_layout(images: Tensor) -> Tensor:
+    """Images (B, C, *S) laid out channels last, which a CPU convolves about twice as fast."""
+    three = images.ndim == 5
+    return images.contiguous(memory_format=torch.channels_last_3d if three else torch.channels_last)
+
+
 def channels_last(network: Network) -> Network:
-    """The network with its weights laid out for channels-last images, which a CPU convolves about twice as fast."""
-    return network.to(memory_format=torch.channels_last_3d)  # pyright: ignore[reportCallIssue] - missing in torch's stubs
+    """The network with its weights laid out as `fast_layout` lays out images."""
+    layout = torch.channels_last_3d if network.spatial_dims == 3 else torch.channels_last
+    return network.to(memory_format=layout)  # pyright: ignore[reportCallIssue] - missing in torch's stubs
 
 
 def find_device(name: str) -> torch.device:

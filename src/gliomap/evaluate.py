@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,12 +20,19 @@ from gliomap.manifest import RunRecord
 from gliomap.metrics import measure
 from gliomap.model_file import load_model
 from gliomap.progress import progress_bar
+from gliomap.recipe import cautions
 from gliomap.rows import Row, failed_row, rows_csv, score_rows
 from gliomap.segmenter import Segmenter
 from gliomap.volume import Volume, grid_distance_mm
 
-Predict = Callable[[Study], tuple[Volume, list[str]]]
-"""A study's predicted class map, and what is odd about it."""
+
+class _Predictor(NamedTuple):
+    """Where predictions come from: ``predict`` gives a study's class map, and what is odd about it, given the true one."""
+
+    name: str
+    predict: Callable[[Study, Volume], tuple[Volume, list[str]]]
+    regions: tuple[str, ...]
+    cautions: list[str]
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,8 @@ class EvaluateOptions:
     """What `evaluate` is asked for.
 
     ``predictions`` is a folder of label maps, one label map, or a model file; ``truth`` a folder of labelled studies.
-    ``labels`` and ``truth_labels`` say what the values mean where nothing else does.
+    ``labels`` and ``truth_labels`` say what the values mean where nothing else does. ``hd_all_voxels`` adds the Hausdorff
+    distance of all voxels (`metrics.hausdorff_of_all_voxels`), to reproduce numbers that were made with it.
     """
 
     predictions: Path
@@ -40,6 +49,7 @@ class EvaluateOptions:
     output: Path
     labels: str | None = None
     truth_labels: str | None = None
+    hd_all_voxels: bool = False
     device: str = "auto"
     quiet: bool = False
 
@@ -66,15 +76,18 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
     studies = [s for s in find_studies(options.truth, parse_labels(options.truth_labels)) if s.label or s.problem]
     if not studies:
         raise InputError(f"{options.truth} has no label maps; expected labelled studies to compare with")
-    name, predict = _predictor(options, studies)
+    predictor = _predictor(options, studies)
+    name = predictor.name
     rows: list[Row] = []
     failed: dict[str, str] = {}
-    warnings: list[str] = []
+    warnings = [f"reproduction: {text}" for text in predictor.cautions]
+    if options.hd_all_voxels:
+        warnings.append("reproduction: hd95_all_voxels is no surface distance; it is far smaller than hd95")
     with progress_bar("scoring", len(studies), quiet=options.quiet) as bar:
         for study in studies:
             bar.say(study.id)
             try:
-                scored, odd = _score(study, name, predict)
+                scored, odd = _score(study, predictor, all_voxels=options.hd_all_voxels)
                 rows += scored
                 warnings += [f"{study.id}: {text}" for text in odd]
             except Exception as error:  # one bad study never ends a folder
@@ -112,9 +125,9 @@ def summarise(rows: list[Row], metric: str) -> dict[str, tuple[float, float, int
     return out
 
 
-def _score(study: Study, name: str, predict: Predict) -> tuple[list[Row], list[str]]:
+def _score(study: Study, predictor: _Predictor, *, all_voxels: bool) -> tuple[list[Row], list[str]]:
     truth, _, odd = study.read_classes()
-    prediction, doubts = predict(study)
+    prediction, doubts = predictor.predict(study, truth)
     distance = grid_distance_mm(prediction, truth)
     if distance > GRID_TOLERANCE_MM:
         detail = (
@@ -125,23 +138,23 @@ def _score(study: Study, name: str, predict: Predict) -> tuple[list[Row], list[s
         raise InputError(
             f"the prediction and the truth of {study.id} are on different grids ({detail}); resample the prediction first"
         )
-    measured = measure(prediction.array[0], truth.array[0], truth.spacing_mm)
-    return score_rows(study.id, name, measured), odd + doubts
+    measured = measure(prediction.array[0], truth.array[0], truth.spacing_mm, predictor.regions, all_voxels=all_voxels)
+    return score_rows(study.id, predictor.name, measured), odd + doubts
 
 
-def _predictor(options: EvaluateOptions, studies: list[Study]) -> tuple[str, Predict]:
+def _predictor(options: EvaluateOptions, studies: list[Study]) -> _Predictor:
     path = options.predictions
     if path.suffix == ".safetensors":
         model = load_model(path)
         segmenter = Segmenter(model.recipe, *load_engine(model, options.device))
 
-        def segmented(study: Study) -> tuple[Volume, list[str]]:
+        def segmented(study: Study, truth: Volume) -> tuple[Volume, list[str]]:
             volume, odd = study.read(model.recipe.modalities)
-            return segmenter(volume), odd
+            return segmenter(volume, truth), odd
 
-        return model.name, segmented
+        return _Predictor(model.name, segmented, model.recipe.target.regions, cautions(model.recipe))
     predictions = _label_maps(options, studies)
-    return path.resolve().name, lambda study: _read_prediction(study, predictions)
+    return _Predictor(path.resolve().name, lambda study, _: _read_prediction(study, predictions), tuple(REGIONS), [])
 
 
 def _label_maps(options: EvaluateOptions, studies: list[Study]) -> dict[str, Study]:

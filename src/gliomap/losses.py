@@ -1,17 +1,19 @@
-"""Training losses. Each takes what the network gave and the class map, and returns its terms by name; their sum is minimised."""
+"""Training losses. Each takes what the network gave and the class map, and returns its terms by name; their sum is minimised.
 
-from __future__ import annotations
+Losses of the segmentation are taken at every level of deep supervision, with weights 1, 1/2, 1/4 ... scaled to a sum of 1.
+"""
 
 import functools
 import inspect
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
 
+import pydantic
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gliomap.classes import RC, Target
+from gliomap.classes import ALL_CLASSES, RC, Target
 from gliomap.errors import UsageError
 from gliomap.recipe import LossSpec
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 Loss = Callable[["Outputs", Tensor, Target, int], dict[str, Tensor]]
 """``loss(outputs, classes, target, epoch)``; what a recipe may set of a loss is keyword-only."""
+
+_EPSILON = 1e-5
 
 
 def encode(classes: Tensor, target: Target) -> Tensor:
@@ -30,6 +34,13 @@ def encode(classes: Tensor, target: Target) -> Tensor:
         if 0 in members:
             table[channel, RC] = 1
     return table.to(classes.device)[:, classes.long()].movedim(0, 1)
+
+
+def at_size(classes: Tensor, size: Sequence[int]) -> Tensor:
+    """A class map (B, *S) brought to a coarser grid by nearest neighbour: the class where a strided convolution is centred."""
+    if tuple(classes.shape[1:]) == tuple(size):
+        return classes
+    return F.interpolate(classes[:, None].float(), size=tuple(size), mode="nearest")[:, 0]
 
 
 def soft_dice(probabilities: Tensor, truth: Tensor, epsilon: float = 1e-6) -> Tensor:
@@ -43,7 +54,29 @@ def soft_dice(probabilities: Tensor, truth: Tensor, epsilon: float = 1e-6) -> Te
     return 1 - (2 * overlap + epsilon) / (total + epsilon)
 
 
-def cross_entropy_dice(outputs: Outputs, classes: Tensor, target: Target, epoch: int) -> dict[str, Tensor]:  # noqa: ARG001
+def dice(
+    outputs: "Outputs",
+    classes: Tensor,
+    target: Target,
+    epoch: int,  # noqa: ARG001
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+) -> dict[str, Tensor]:
+    """Soft Dice of each region of a sigmoid target, or of each class but the background of a softmax target.
+
+    Sums run over the batch. ``reduction`` over the channels: paper 002 takes the sum (its section 3.1 and released code).
+    """
+
+    def terms(logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
+        probabilities = torch.sigmoid(logits) if target.kind == "sigmoid" else torch.softmax(logits, 1)
+        first = 0 if target.kind == "sigmoid" else 1
+        pooled = soft_dice(_batch_pooled(probabilities[:, first:]), _batch_pooled(truth[:, first:]), _EPSILON)
+        return {"dice": pooled.mean() if reduction == "mean" else pooled.sum()}
+
+    return _over_levels(terms, outputs, classes, target)
+
+
+def cross_entropy_dice(outputs: "Outputs", classes: Tensor, target: Target, epoch: int) -> dict[str, Tensor]:  # noqa: ARG001
     """0.5 cross-entropy + 0.5 soft Dice over the foreground channels (paper 004 section 3.2), for a softmax target.
 
     Sums of the Dice run over the batch too, so that a patch without a class does not dominate it.
@@ -55,14 +88,15 @@ def cross_entropy_dice(outputs: Outputs, classes: Tensor, target: Target, epoch:
         raise UsageError(
             "the loss cross_entropy_dice needs a softmax target; choose another loss or target in the recipe"
         )
-    logits = outputs.logits[0]
-    truth = encode(classes, target)
-    probabilities = torch.softmax(logits, 1)
-    pooled = soft_dice(_batch_pooled(probabilities), _batch_pooled(truth))
-    return {"cross_entropy": 0.5 * F.cross_entropy(logits, truth), "dice": 0.5 * pooled[:, 1:].mean()}
+
+    def terms(logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
+        pooled = soft_dice(_batch_pooled(torch.softmax(logits, 1)), _batch_pooled(truth))
+        return {"cross_entropy": 0.5 * F.cross_entropy(logits, truth), "dice": 0.5 * pooled[:, 1:].mean()}
+
+    return _over_levels(terms, outputs, classes, target)
 
 
-def binary_cross_entropy_dice(outputs: Outputs, classes: Tensor, target: Target, epoch: int) -> dict[str, Tensor]:  # noqa: ARG001
+def binary_cross_entropy_dice(outputs: "Outputs", classes: Tensor, target: Target, epoch: int) -> dict[str, Tensor]:  # noqa: ARG001
     """Binary cross-entropy + soft Dice with its sums over batch and channels alike, for a sigmoid target.
 
     Paper 001 does not state its loss; this is the one its public successor trains with.
@@ -74,10 +108,89 @@ def binary_cross_entropy_dice(outputs: Outputs, classes: Tensor, target: Target,
         raise UsageError(
             "the loss binary_cross_entropy_dice needs a sigmoid target; choose another loss or target in the recipe"
         )
-    logits = outputs.logits[0]
-    truth = encode(classes, target)
-    pooled = soft_dice(torch.sigmoid(logits).flatten()[None, None], truth.flatten()[None, None])
-    return {"binary_cross_entropy": F.binary_cross_entropy_with_logits(logits, truth), "dice": pooled.mean()}
+
+    def terms(logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
+        pooled = soft_dice(torch.sigmoid(logits).flatten()[None, None], truth.flatten()[None, None])
+        return {"binary_cross_entropy": F.binary_cross_entropy_with_logits(logits, truth), "dice": pooled.mean()}
+
+    return _over_levels(terms, outputs, classes, target)
+
+
+_SEGMENTATION: dict[str, Loss] = {
+    "dice": functools.partial(dice, reduction="sum"),
+    "cross_entropy_dice": cross_entropy_dice,
+    "binary_cross_entropy_dice": binary_cross_entropy_dice,
+}
+
+
+def supervised_attention(  # noqa: PLR0913 - what a recipe may set are named arguments
+    outputs: "Outputs",
+    classes: Tensor,
+    target: Target,
+    epoch: int,
+    *,
+    segmentation: Literal["dice", "cross_entropy_dice", "binary_cross_entropy_dice"] = "dice",
+    attention_weight: float = 20.0,
+    inter: Literal["off", "code", "paper"] = "code",
+    inter_weight: float = 1.0,
+    inter_from_epoch: int = 20,
+    skip_absent: bool = True,
+) -> dict[str, Tensor]:
+    """L_M + L_A + L_I of paper 002 (section 3.1), for a network with a supervised attention module.
+
+    L_M is ``segmentation``; the paper's is the Dice summed over the classes. L_A is ``attention_weight`` times the mean square
+    error of the raw class maps against the true classes at their size; the paper says 1, its code 20. L_I is
+    ``inter_weight`` times `inter_class` and counts from epoch ``inter_from_epoch`` (0 is the first); a negative weight draws
+    the classes together. With ``skip_absent`` it leaves out the classes that the truth, at that size, does not have: they have
+    no features.
+
+    Raises:
+        UsageError: the network has no supervised attention module.
+    """
+    maps, prototypes = outputs.attention_logits, outputs.prototypes
+    if maps is None or prototypes is None:
+        raise UsageError(
+            "the loss supervised_attention needs a network with a supervised attention module, such as cga_unet; "
+            "choose another loss or network in the recipe"
+        )
+    truth = encode(at_size(classes, maps.shape[2:]), ALL_CLASSES)  # (B, 4, *s)
+    terms = _SEGMENTATION[segmentation](outputs, classes, target, epoch)
+    terms["attention"] = attention_weight * F.mse_loss(maps, truth)
+    if inter != "off":
+        present = truth.flatten(2).any(2) if skip_absent else torch.ones_like(prototypes[..., 0], dtype=torch.bool)
+        late = epoch >= inter_from_epoch
+        terms["inter_class"] = inter_weight * inter_class(prototypes, present, inter) if late else maps.new_zeros(())
+    return terms
+
+
+def inter_class(prototypes: Tensor, present: Tensor, form: Literal["code", "paper"]) -> Tensor:
+    """How near each other the prototypes (B, K, C) are of the classes that are ``present`` (B, K): L_I of paper 002.
+
+    ``paper``: 0.1 times -log(1 + D), D the sum of the distances of all ordered pairs of classes (equations 9 and 10), in the
+    mean over the samples; the factor is ours, the paper asks for the magnitude of the other terms. ``code``: 10 log(1 + 100 / D),
+    D the sum over the samples of the root of all squared distances. A sample with fewer than two classes adds nothing.
+    Gradients are finite where prototypes coincide.
+    """
+    others = ~torch.eye(present.shape[1], dtype=torch.bool, device=present.device)
+    pairs = present[:, :, None] & present[:, None] & others  # (B, K, K)
+    squares = (prototypes[:, :, None] - prototypes[:, None]).square().sum(3) * pairs
+    if form == "paper":
+        distances = ((squares + _EPSILON).sqrt() * pairs).sum((1, 2))  # (B,)
+        return -0.1 * torch.log1p(distances).mean()
+    distance = ((squares.sum((1, 2)) + _EPSILON).sqrt() * pairs.any(2).any(1)).sum()
+    return 10 * torch.log1p(100 / (distance + _EPSILON)) * pairs.any()
+
+
+def _over_levels(
+    terms: Callable[[Tensor, Tensor], dict[str, Tensor]], outputs: "Outputs", classes: Tensor, target: Target
+) -> dict[str, Tensor]:
+    """``terms(logits, truth)`` of every level of deep supervision, each weighing half of the one before and all of them 1."""
+    weights = [0.5**level for level in range(len(outputs.logits))]
+    mean: dict[str, Tensor] = {}
+    for weight, logits in zip(weights, outputs.logits, strict=True):
+        found = terms(logits, encode(at_size(classes, logits.shape[2:]), target))
+        mean = {name: mean.get(name, 0) + weight / sum(weights) * term for name, term in found.items()}
+    return mean
 
 
 def _batch_pooled(x: Tensor) -> Tensor:
@@ -85,8 +198,10 @@ def _batch_pooled(x: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, Loss] = {
+    "dice": dice,
     "cross_entropy_dice": cross_entropy_dice,
     "binary_cross_entropy_dice": binary_cross_entropy_dice,
+    "supervised_attention": supervised_attention,
 }
 
 
@@ -99,10 +214,15 @@ def build_loss(spec: LossSpec) -> Loss:
     if spec.name not in LOSSES:
         raise UsageError(f"no loss is called {spec.name!r}; expected one of {', '.join(LOSSES)}")
     loss = LOSSES[spec.name]
-    known = [p.name for p in inspect.signature(loss).parameters.values() if p.kind == p.KEYWORD_ONLY]
+    known = {p.name: p.annotation for p in inspect.signature(loss).parameters.values() if p.kind == p.KEYWORD_ONLY}
     unknown = [name for name in spec.settings if name not in known]
     if unknown:
         raise UsageError(
             f"the loss {spec.name} has no setting {', '.join(unknown)}; expected {', '.join(known) or 'none at all'}"
         )
+    for name, value in spec.settings.items():
+        try:
+            pydantic.TypeAdapter(known[name]).validate_python(value, strict=True)
+        except pydantic.ValidationError as error:
+            raise UsageError(f"the loss {spec.name} has {name} {value!r}: {error.errors()[0]['msg']}") from error
     return functools.partial(loss, **spec.settings)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from gliomap.classes import ET, NCR
 from gliomap.recipe import Postprocessing
 from gliomap.volume import bounding_box
 
@@ -14,7 +15,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 def postprocess(classes: Array, settings: Postprocessing) -> Array:
     """The class map (D, H, W) after the recipe's steps, in their order; the input is left as it is."""
     if settings.min_component_voxels > 1:
-        return remove_small_components(classes, settings.min_component_voxels)
+        classes = remove_small_components(classes, settings.min_component_voxels)
+    if 0 < np.count_nonzero(classes == ET) < settings.min_et_voxels:
+        classes = np.where(classes == ET, np.uint8(NCR), classes)  # as the released code of paper 002 does
     return classes
 
 

@@ -5,10 +5,19 @@ from typing import Any, Literal
 import numpy as np
 
 from gliomap.errors import InputError
-from gliomap.recipe import Preprocessing
+from gliomap.recipe import Preprocessing, Recipe
 from gliomap.volume import Box, Volume, bounding_box
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+PERCENTILES = (1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
+REFERENCE_PERCENTILES = {
+    "t1": (-2.79, -1.35, -0.76, -0.40, -0.12, 0.12, 0.35, 0.59, 0.84, 1.13, 1.84),
+    "t1c": (-2.44, -1.10, -0.65, -0.38, -0.17, 0.03, 0.20, 0.39, 0.61, 0.91, 3.23),
+    "t2": (-1.66, -0.88, -0.69, -0.55, -0.41, -0.25, -0.06, 0.18, 0.56, 1.31, 3.52),
+    "flair": (-2.37, -1.08, -0.60, -0.37, -0.19, -0.04, 0.12, 0.30, 0.54, 1.01, 3.25),
+}
+"""What histograms are matched to: the mean percentiles of the brain's standard scores in 39 BraTS studies of 2018 to 2023."""
 
 
 def brain_mask(volume: Volume) -> Array:
@@ -28,21 +37,85 @@ def brain_box(volume: Volume, margin: int = 0) -> Box:
     return box
 
 
-def prepare(volume: Volume, settings: Preprocessing) -> Volume:
-    """The network's input for a study: float32 (C, D, H, W), cropped to the brain, resampled, normalised; background 0."""
-    cropped = volume.crop(brain_box(volume))
-    mask = brain_mask(cropped)
+def study_box(volume: Volume, settings: Preprocessing, truth: Volume | None = None) -> Box:
+    """The part of a study that the network is shown: its brain, or what the recipe says.
+
+    ``truth`` (1, D, H, W) is the true class map, for recipes that crop about it; a study without tumour is cropped about
+    its middle.
+
+    Raises:
+        InputError: the study is all zero, or the recipe needs the truth and there is none.
+    """
+    if settings.crop == "brain":
+        return brain_box(volume)
+    if truth is None:
+        raise InputError(
+            "this model's recipe crops about the centre of the true tumour (preprocessing.crop=truth_centre, a reproduction), "
+            "so it can only look at studies with a label map; for others use a model whose recipe crops to the brain"
+        )
+    points = np.argwhere(truth.array[0] > 0)
+    centre = np.round(points.mean(0)) if len(points) else np.array(volume.shape) // 2
+    start = [int(c) - n // 2 for c, n in zip(centre, settings.crop_size, strict=True)]
+    low = [max(s, 0) for s in start]
+    high = [min(s + c, n) for s, c, n in zip(start, settings.crop_size, volume.shape, strict=True)]
+    return Box((low[0], low[1], low[2]), (high[0], high[1], high[2]))
+
+
+def voxel_ratio(volume: Volume, settings: Preprocessing) -> tuple[float, float, float] | None:
+    """How many voxels of the study one of the network's spans along z, y, x; None where the network works on the study's own."""
     if settings.spacing_mm is not None:
-        cropped, mask = _resampled_brain(cropped, mask, settings.spacing_mm)
-    return cropped.with_array(normalise(cropped.array, mask, settings.normalisation))
+        z, y, x = (settings.spacing_mm / s for s in volume.spacing_mm)
+        return z, y, x
+    if settings.grid is not None:
+        z, y, x = (n / wanted for n, wanted in zip(volume.shape, settings.grid, strict=True))
+        return z, y, x
+    return None
 
 
-def normalise(array: Array, mask: Array, kind: Literal["zscore", "minmax"]) -> Array:
+def prepare(volume: Volume, recipe: Recipe, box: Box) -> Volume:
+    """The network's input for a study: float32 (C, D, H, W), cropped to ``box``, resampled, normalised; background 0."""
+    settings = recipe.preprocessing
+    cropped = volume.crop(box)
+    mask = brain_mask(cropped)
+    ratio = voxel_ratio(volume, settings)
+    if ratio is not None:
+        cropped, mask = _resampled_brain(cropped, mask, ratio)
+    array = cropped.array
+    if settings.histogram_matching:
+        array = np.stack([match_histogram(a, mask, m) for a, m in zip(array, recipe.modalities, strict=True)])
+    return cropped.with_array(normalise(array, mask, settings.normalisation))
+
+
+def match_histogram(image: Array, mask: Array, modality: str) -> Array:
+    """One modality (D, H, W) with the percentiles of its non-zero voxels in ``mask`` brought to gliomap's reference.
+
+    Between percentiles the map is linear, beyond the outermost it goes on with their slope; 0 elsewhere. The reference is
+    of standard scores, so that the result is near them.
+    """
+    inside = mask & (image != 0)
+    out = np.zeros(image.shape, np.float32)
+    own = np.percentile(image[inside], PERCENTILES) if inside.any() else np.zeros(1)
+    if (np.diff(own) > 0).all() and len(own) > 1:
+        reference = np.array(REFERENCE_PERCENTILES[modality])
+        place = np.clip(np.searchsorted(own, image[inside]) - 1, 0, len(own) - 2)
+        slope = np.diff(reference) / np.diff(own)
+        out[inside] = reference[place] + slope[place] * (image[inside] - own[place])
+    else:  # a constant image, or one of few values, has no histogram to match
+        out[inside] = image[inside]
+    return out
+
+
+def normalise(array: Array, mask: Array, kind: Literal["zscore", "slice_zscore", "minmax"]) -> Array:
     """Each channel of (C, D, H, W) normalised by its own non-zero voxels in ``mask``; 0 elsewhere.
 
-    ``zscore``: mean 0, standard deviation 1. ``minmax``: the range of those voxels and the background 0 becomes [0, 1].
+    ``zscore``: mean 0, standard deviation 1; ``slice_zscore``: in every axial slice. ``minmax``: the range of those voxels
+    and the background 0 becomes [0, 1].
     """
     out = np.zeros(array.shape, np.float32)
+    if kind == "slice_zscore":
+        for index in range(array.shape[1]):
+            out[:, index] = normalise(array[:, index], mask[index], "zscore")
+        return out
     for channel, image in enumerate(array):
         inside = mask & (image != 0)
         values = image[inside]
@@ -56,17 +129,16 @@ def normalise(array: Array, mask: Array, kind: Literal["zscore", "minmax"]) -> A
     return out
 
 
-def grid_at_spacing(
-    shape: tuple[int, int, int], affine: Array, spacing_mm: float
+def coarser_grid(
+    shape: tuple[int, int, int], affine: Array, ratio: tuple[float, float, float]
 ) -> tuple[tuple[int, int, int], Array]:
-    """Shape (D, H, W) and affine of the isotropic grid that covers the same box, corner on corner."""
-    sizes = np.linalg.norm(affine[:3, :3], axis=0)  # x, y, z
-    ratio = spacing_mm / sizes
-    counts = [max(int(np.ceil(n / r - 1e-6)), 1) for n, r in zip(shape[::-1], ratio, strict=True)]
+    """Shape (D, H, W) and affine of the grid on the same box, corner on corner, with voxels ``ratio`` (z, y, x) as large."""
+    d, h, w = (max(int(np.ceil(n / r - 1e-6)), 1) for n, r in zip(shape, ratio, strict=True))
+    scale = np.array(ratio[::-1])  # x, y, z
     out = affine.copy()
-    out[:3, :3] = affine[:3, :3] * ratio
-    out[:3, 3] = affine[:3, 3] + affine[:3, :3] @ ((ratio - 1) / 2)
-    return (counts[2], counts[1], counts[0]), out
+    out[:3, :3] = affine[:3, :3] * scale
+    out[:3, 3] = affine[:3, 3] + affine[:3, :3] @ ((scale - 1) / 2)
+    return (d, h, w), out
 
 
 def resample(array: Array, shape: tuple[int, int, int], ratio: tuple[float, float, float]) -> Array:
@@ -86,12 +158,11 @@ def resample_classes(classes: Array, shape: tuple[int, int, int], ratio: tuple[f
     return present[shares.argmax(0)].astype(np.uint8)
 
 
-def _resampled_brain(volume: Volume, mask: Array, spacing_mm: float) -> tuple[Volume, Array]:
+def _resampled_brain(volume: Volume, mask: Array, ratio: tuple[float, float, float]) -> tuple[Volume, Array]:
     """Intensities averaged over brain voxels only, so that the brain's edge does not darken; a voxel half in is in."""
-    shape, affine = grid_at_spacing(volume.shape, volume.affine, spacing_mm)
-    z, y, x = (spacing_mm / s for s in volume.spacing_mm)
-    share = resample(mask[None].astype(np.float32), shape, (z, y, x))
-    mean = resample(volume.array, shape, (z, y, x)) / np.maximum(share, 1e-6)
+    shape, affine = coarser_grid(volume.shape, volume.affine, ratio)
+    share = resample(mask[None].astype(np.float32), shape, ratio)
+    mean = resample(volume.array, shape, ratio) / np.maximum(share, 1e-6)
     inside = share[0] >= 0.5
     return Volume(mean * inside, affine), inside
 

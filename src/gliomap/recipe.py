@@ -23,20 +23,26 @@ View = Literal[
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """A name in ``NETWORKS`` and the constructor arguments that differ from its defaults."""
+    """A name in ``NETWORKS`` and the constructor arguments that differ from its defaults, as JSON has them."""
 
     __pydantic_config__ = _STRICT
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "settings", json.loads(json.dumps(self.settings)))  # a tuple is read back as a list
 
 
 @dataclass(frozen=True)
 class LossSpec:
-    """A name in ``LOSSES`` and the arguments that differ from its defaults."""
+    """A name in ``LOSSES`` and the arguments that differ from its defaults, as JSON has them."""
 
     __pydantic_config__ = _STRICT
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "settings", json.loads(json.dumps(self.settings)))
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,8 @@ class Training:
     the ``largest_tumour``. Every ``validate_every`` patches are an epoch: the validation studies are segmented, and losses,
     plateaus and ``early_stopping`` (epochs without a better validation Dice; None never) count in them.
 
+    Without a file of folds, ``validation_share`` of the patients validates and ``test_share`` is kept out of everything.
+
     Schedules: ``cosine`` falls ``cosine_cycles`` times from the full rate, ``polynomial`` is (1 - progress) to
     ``polynomial_power``; neither falls below ``rate_floor`` times ``learning_rate``.
     """
@@ -109,6 +117,8 @@ class Training:
     rate_floor: _Share = 0.0
     validate_every: pydantic.PositiveInt = 1000
     early_stopping: pydantic.PositiveInt | None = None
+    validation_share: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.2
+    test_share: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
     patch_place: Literal["anywhere", "middle", "largest_tumour"] = "anywhere"
     foreground_share: _Share = 0.5
     loss: LossSpec = LossSpec("cross_entropy_dice")
@@ -124,9 +134,9 @@ class Inference:
 
     __pydantic_config__ = _STRICT
     window: Size | None = None
-    views: tuple[View, ...] = ("identity",)
-    combine: Literal["mean", "vote"] = "mean"
     overlap: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.5
+    views: Annotated[tuple[View, ...], pydantic.Field(min_length=1)] = ("identity",)
+    combine: Literal["mean", "vote"] = "mean"
 
 
 @dataclass(frozen=True)
@@ -198,26 +208,53 @@ def recipe_from_json(text: str) -> Recipe:
 def with_settings(recipe: Recipe, settings: list[str]) -> Recipe:
     """The recipe with values replaced by ``path.to.field=value`` texts, each value read as JSON where it is JSON.
 
+    A path that begins with ``*.`` is set in the recipes that this one starts from too.
+
     Raises:
         UsageError: a field does not exist or the value does not fit it.
     """
     content: Any = _ADAPTER.dump_python(recipe, mode="json")
     for setting in settings:
         path, equals, text = setting.partition("=")
-        *parents, last = path.split(".")
-        place = content
-        for name in parents:
-            place = place.get(name) if isinstance(place, dict) else None
-        free = parents == ["network", "settings"]
-        if not equals or not isinstance(place, dict) or (last not in place and not free):
-            raise UsageError(
-                f"cannot set {setting!r}; expected field=value with a field of the recipe, such as training.patches=2000"
-            )
-        place[last] = _value(text)
+        everywhere = path.startswith("*.")
+        for one in _with_starts(content) if everywhere else [content]:
+            if not equals or not _replaced(one, path.removeprefix("*.").split("."), _value(text)):
+                raise UsageError(
+                    f"cannot set {setting!r}; expected field=value with a field of the recipe, such as training.patches=2000"
+                )
     try:
         return _ADAPTER.validate_json(json.dumps(content), strict=True)
     except pydantic.ValidationError as error:
         raise UsageError(f"cannot set {', '.join(settings)}: {_problems(error)}") from error
+
+
+def _with_starts(content: dict[str, Any]) -> list[dict[str, Any]]:
+    return [content, *(inner for start in content["starts_from"] for inner in _with_starts(start["recipe"]))]
+
+
+def _replaced(content: dict[str, Any], path: list[str], value: Any) -> bool:
+    """Put a value at a path that is there already, or below settings, which are free; False if there is no such path."""
+    place: Any = content
+    for name in path[:-1]:
+        place = place.get(name) if isinstance(place, dict) else None
+    if not isinstance(place, dict) or (path[-1] not in place and path[-2:-1] != ["settings"]):
+        return False
+    place[path[-1]] = value
+    return True
+
+
+def cautions(recipe: Recipe) -> list[str]:
+    """What of a recipe a careful person would not do: switches that are there to reproduce a paper. Empty for most."""
+    found = []
+    if recipe.preprocessing.crop == "truth_centre":
+        found.append("crops are centred on the true tumour, in evaluation too: the network is told where the tumour is")
+    if recipe.training.patch_place == "largest_tumour":
+        found.append("training slices were chosen by the true tumour")
+    if recipe.training.learning_rate > 0.1:
+        found.append(f"learning rate {recipe.training.learning_rate:g}, as printed in the paper and most likely a typo")
+    if recipe.network.settings.get("always_dropout"):
+        found.append("dropout stays active when segmenting: results are random")
+    return found + [f"{start.recipe.name}: {text}" for start in recipe.starts_from for text in cautions(start.recipe)]
 
 
 def _value(text: str) -> Any:

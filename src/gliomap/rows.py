@@ -13,6 +13,7 @@ Status = Literal["ok", "both_empty", "prediction_empty", "truth_empty", "failed"
 DEFINITIONS: dict[str, tuple[str, str]] = {
     "dice": ("1", "2|A&B|/(|A|+|B|)"),
     "hd95": ("mm", "surface voxels; max of the two directed 95th percentiles"),
+    "hd95_all_voxels": ("mm", "all voxels; 95th percentile of both directions pooled; only to reproduce such numbers"),
     "sensitivity": ("1", "TP/(TP+FN)"),
     "specificity": ("1", "TN/(TN+FP) over the whole grid"),
     "volume": ("ml", "of the prediction"),
@@ -51,7 +52,7 @@ def _row(study: str, model: str, key: tuple[str, str], value: float, status: Sta
     region, metric = key
     unit, definition = DEFINITIONS[metric]
     if status == "both_empty":
-        value = {"dice": 1.0, "hd95": 0.0}.get(metric, value)
+        value = {"dice": 1.0, "hd95": 0.0, "hd95_all_voxels": 0.0}.get(metric, value)
     known = None if math.isnan(value) else value
     return Row(study, model, region, metric, known, unit, definition, f"empty={empty}", status)
 

@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from gliomap import __version__
-from gliomap.classes import CLASS_NAMES, REGIONS, Convention, convention_from_values, named_convention
+from gliomap.classes import (
+    ALL_CLASSES,
+    CLASS_NAMES,
+    REGIONS,
+    Convention,
+    Target,
+    convention_from_values,
+    named_convention,
+)
 from gliomap.data.datasets import count_layouts, find_studies, parse_labels, study_from_files
 from gliomap.data.images import label_bytes
 from gliomap.data.study import Study
@@ -22,6 +30,7 @@ from gliomap.metrics import measure
 from gliomap.model_file import Model, default_model, load_model
 from gliomap.preprocess import brain_mask
 from gliomap.progress import progress_bar
+from gliomap.recipe import cautions
 from gliomap.report.study import StudyReport, study_page
 from gliomap.rows import Row, rows_csv, score_rows
 from gliomap.segmenter import Segmenter
@@ -184,14 +193,17 @@ def _segment_study(
     start = time.perf_counter()
     modalities = model.recipe.modalities
     volume, warnings = study.read(modalities, skull_on_anyway=options.skull_on_anyway)
-    convention, truth, odd = _known_labels(study, volume, options)
+    told = model.recipe.preprocessing.crop == "truth_centre"
+    convention, truth, odd = _known_labels(study, volume, options, wanted=options.score or told)
+    odd += [f"reproduction: {text}" for text in cautions(model.recipe)]
     read = time.perf_counter()
-    classes = segmenter(volume)
+    classes = segmenter(volume, truth)
     times = {"read": read - start, "segment": time.perf_counter() - read}
-    volumes = volumes_ml(classes)
-    scores = (
-        score_rows(study.id, model.name, measure(classes.array[0], truth.array[0], classes.spacing_mm)) if truth else []
-    )
+    volumes = volumes_ml(classes, model.recipe.target)
+    scores: list[Row] = []
+    if truth and options.score:
+        measured = measure(classes.array[0], truth.array[0], classes.spacing_mm, model.recipe.target.regions)
+        scores = score_rows(study.id, model.name, measured)
     result = StudyResult(study.id, classes, volumes, scores, warnings + odd, {})
     labels = classes.with_array(convention.encode(classes.array[0]))
     facts = _facts(study, model, convention, times)
@@ -216,11 +228,13 @@ def _segment_study(
     return result, contents
 
 
-def _known_labels(study: Study, volume: Volume, options: SegmentOptions) -> tuple[Convention, Volume | None, list[str]]:
-    """The convention to write in, the reference if it is asked for, and what is odd about it."""
+def _known_labels(
+    study: Study, volume: Volume, options: SegmentOptions, *, wanted: bool
+) -> tuple[Convention, Volume | None, list[str]]:
+    """The convention to write in, the reference if it is wanted, and what is odd about it."""
     truth, odd, known = None, [], study.convention
     try:
-        if options.score:
+        if wanted:
             truth, known, odd = study.read_classes(Volume(brain_mask(volume)[None], volume.affine))
         elif known is None and study.label is not None:
             known = convention_from_values(study.label.read().array)
@@ -231,11 +245,15 @@ def _known_labels(study: Study, volume: Volume, options: SegmentOptions) -> tupl
     return known or named_convention("brats2023", "the default, since nothing says what the study uses"), truth, odd
 
 
-def volumes_ml(classes: Volume) -> dict[str, float]:
-    """Volume in ml of the regions ET, TC, WT and of the classes NCR and ED (and RC where present) of a class map Volume."""
+def volumes_ml(classes: Volume, target: Target = ALL_CLASSES) -> dict[str, float]:
+    """Volume in ml of the regions that the target tells, and, if those are all, of NCR and ED (and RC where present)."""
     voxels = np.bincount(classes.array.ravel(), minlength=5)
-    regions = {name: float(sum(voxels[c] for c in members)) for name, members in REGIONS.items()}
-    others = {n: float(voxels[v]) for v, n in CLASS_NAMES.items() if n in ("NCR", "ED") or (n == "RC" and voxels[v])}
+    regions = {name: float(sum(voxels[c] for c in REGIONS[name])) for name in target.regions}
+    others: dict[str, float] = {}
+    if len(regions) == len(REGIONS):
+        others = {
+            n: float(voxels[v]) for v, n in CLASS_NAMES.items() if n in ("NCR", "ED") or (n == "RC" and voxels[v])
+        }
     return {name: round(count * classes.voxel_ml, 3) for name, count in (regions | others).items()}
 
 

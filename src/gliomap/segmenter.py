@@ -1,6 +1,6 @@
 """From a study's Volume to a class map on its grid: prepare, run the network, combine windows, decode. No torch in here."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -10,14 +10,16 @@ from scipy.special import expit
 
 from gliomap.classes import Target
 from gliomap.postprocess import postprocess
-from gliomap.preprocess import brain_box, brain_mask, prepare, resample
-from gliomap.recipe import Inference, Recipe
-from gliomap.volume import Volume
+from gliomap.preprocess import brain_mask, prepare, resample, study_box, voxel_ratio
+from gliomap.recipe import Inference, Recipe, Size, View
+from gliomap.volume import Box, Volume
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Size = tuple[int, int, int]
 Engine = Callable[[Array], Array]
 """Runs a trained network: images (B, C, D, H, W) float32 to logits (B, K, D, H, W) float32."""
+
+_FLIPS: dict[str, int] = {"flip_top_bottom": 1, "flip_front_back": 2, "flip_left_right": 3}
+_QUARTERS: dict[str, int] = {"rotate_90": 1, "rotate_180": 2, "rotate_270": 3}
 
 WINDOW_SIGMA = 0.125
 """Width of a window's gaussian weight, relative to the window."""
@@ -31,31 +33,48 @@ class Segmenter:
 
     recipe: Recipe
     engine: Engine
-    size_divisor: int
+    divisors: Size
 
-    def __call__(self, volume: Volume) -> Volume:
-        """The class map (1, D, H, W) uint8 of a study's Volume (C, D, H, W), on the same grid; 0 outside the brain."""
-        brain = volume.crop(brain_box(volume))
-        classes = self.recipe.target.decode(self.probabilities(brain).array)
-        classes = postprocess(classes * brain_mask(brain), self.recipe.postprocessing)
-        return brain.with_array(classes).placed_on(volume)
+    def __call__(self, volume: Volume, truth: Volume | None = None) -> Volume:
+        """The class map (1, D, H, W) uint8 of a study's Volume (C, D, H, W), on the same grid; 0 outside the brain.
 
-    def probabilities(self, volume: Volume) -> Volume:
-        """The network's probabilities (K, D, H, W) float32 on the brain's bounding box of the study's grid."""
-        prepared = prepare(volume, self.recipe.preprocessing)
-        logits = self.logits(prepared.array)
-        probabilities = activate(logits, self.recipe.target)
-        crop = volume.crop(brain_box(volume))
-        if self.recipe.preprocessing.spacing_mm is not None:
-            z, y, x = (fine / coarse for fine, coarse in zip(crop.spacing_mm, prepared.spacing_mm, strict=True))
-            probabilities = resample(probabilities, crop.shape, (z, y, x))
-        return crop.with_array(probabilities)
+        ``truth`` is the true class map (1, D, H, W), for recipes that crop about it (see `study_box`).
+        """
+        box = study_box(volume, self.recipe.preprocessing, truth)
+        shown = volume.crop(box)
+        target = self.recipe.target
+        if self.recipe.inference.combine == "vote":
+            classes = majority([target.decode(p) for p in self._views(volume, box)])
+        else:
+            classes = target.decode(self.probabilities(volume, truth).array)
+        classes = postprocess(classes * brain_mask(shown), self.recipe.postprocessing)
+        return shown.with_array(classes).placed_on(volume)
+
+    def probabilities(self, volume: Volume, truth: Volume | None = None) -> Volume:
+        """The network's probabilities (K, D, H, W) float32, the mean over the views, on the part of the grid it is shown."""
+        box = study_box(volume, self.recipe.preprocessing, truth)
+        total, count = 0.0, len(self.recipe.inference.views)
+        for probabilities in self._views(volume, box):
+            total = total + probabilities / count
+        return volume.crop(box).with_array(np.asarray(total))
+
+    def _views(self, volume: Volume, box: Box) -> Iterator[Array]:
+        """Each view's probabilities (K, D, H, W) on the study's own voxels in ``box``."""
+        prepared = prepare(volume, self.recipe, box).array
+        ratio = voxel_ratio(volume, self.recipe.preprocessing)
+        for view in self.recipe.inference.views:
+            logits = turn_back(self.logits(turn(prepared, view)), view)
+            probabilities = activate(logits, self.recipe.target)
+            if ratio is not None:
+                z, y, x = (1 / r for r in ratio)
+                probabilities = resample(probabilities, box.shape, (z, y, x))
+            yield probabilities
 
     def logits(self, images: Array) -> Array:
         """Logits (K, D, H, W) of prepared images (C, D, H, W), in one pass or in windows as the recipe says."""
         window = self.recipe.inference.window
         if window is None:
-            padded = pad_to_multiple(images, self.size_divisor)
+            padded = pad_to_multiple(images, self.divisors)
             return self.engine(padded[None])[0][(slice(None), *centre_slices(padded.shape[1:], images.shape[1:]))]
         return self._windowed(images, window, self.recipe.inference)
 
@@ -84,9 +103,28 @@ def activate(logits: Array, target: Target) -> Array:
     return out
 
 
-def pad_to_multiple(images: Array, divisor: int) -> Array:
-    """Zeros around (C, D, H, W) so that every size is a multiple of ``divisor``."""
-    d, h, w = (-(-n // divisor) * divisor for n in images.shape[1:])
+def turn(images: Array, view: View) -> Array:
+    """(C, D, H, W) as a view shows it."""
+    if view.startswith("rotate"):
+        return np.rot90(images, _QUARTERS[view], axes=(2, 3))
+    return images if view == "identity" else np.flip(images, _FLIPS[view])
+
+
+def turn_back(images: Array, view: View) -> Array:
+    """What `turn` gave, as it was."""
+    return np.rot90(images, -_QUARTERS[view], axes=(2, 3)) if view.startswith("rotate") else turn(images, view)
+
+
+def majority(maps: Sequence[Array]) -> Array:
+    """At each voxel the class that most class maps (D, H, W) have; ties go to the earliest map among them."""
+    stack = np.stack(maps)
+    votes = np.stack([(stack == one).sum(0) for one in stack])
+    return np.take_along_axis(stack, votes.argmax(0)[None], 0)[0]
+
+
+def pad_to_multiple(images: Array, divisors: Size) -> Array:
+    """Zeros around (C, D, H, W) so that every size is a multiple of its divisor."""
+    d, h, w = (-(-n // divisor) * divisor for n, divisor in zip(images.shape[1:], divisors, strict=True))
     return pad_to(images, (d, h, w))
 
 

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +18,27 @@ from lightning_fabric import Fabric
 
 from gliomap import augment
 from gliomap.checkpoint import load_checkpoint, save_checkpoint
-from gliomap.classes import REGIONS, region_mask
+from gliomap.classes import region_mask
 from gliomap.data.datasets import count_layouts, find_studies, parse_labels
-from gliomap.data.folds import patient_folds, read_fold
-from gliomap.data.patches import PatchSampler, PreparedStudy, prepare_study
+from gliomap.data.folds import draw_split, read_fold
+from gliomap.data.patches import PatchSampler, PreparedStudies, prepare_studies
 from gliomap.data.study import Study
-from gliomap.engines import channels_last, find_device, torch_engine
-from gliomap.errors import InputError, Interrupted, UsageError, reason
+from gliomap.engines import channels_last, fast_layout, find_device, torch_engine
+from gliomap.errors import InputError, Interrupted, UsageError
 from gliomap.files import json_bytes, sha256, write_file
 from gliomap.losses import build_loss
 from gliomap.manifest import RunRecord, plain
 from gliomap.metrics import dice
 from gliomap.model_file import save_model
-from gliomap.networks import Network, Outputs, build_network
+from gliomap.networks import Network, Outputs, as_slices, build_network
 from gliomap.progress import Bar, progress_bar
-from gliomap.recipe import Recipe, recipe_json, with_settings
+from gliomap.recipe import Recipe, Start, cautions, recipe_json, with_settings
 from gliomap.recipes import find_recipe
 from gliomap.schedules import rate_factor
 from gliomap.segmenter import Segmenter
+from gliomap.starts import ENOUGH, NOTHING, STOPPED_EARLY, begin_with, finished_training
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, MODEL = "checkpoint.pt", "model.safetensors"
 CHECKPOINT_EVERY_S = 120.0
 
 
@@ -46,7 +47,7 @@ class TrainOptions:
     """What `train` is asked for.
 
     ``recipe``: a recipe's name or JSON file, with ``settings`` such as ``training.patches=2000``. Validation studies are
-    fold ``fold`` of ``folds``, or a fifth of the patients drawn by ``seed``. ``max_time_s`` ends training early.
+    fold ``fold`` of ``folds``, or the recipe's share of the patients drawn by ``seed``. ``max_time_s`` ends training early.
     """
 
     recipe: str
@@ -78,16 +79,22 @@ class TrainResult:
 
 @dataclass
 class _Run:
-    """Everything one training needs while it runs; ``log`` has one line per validation."""
+    """Everything one training needs while it runs.
+
+    ``log`` has one line per validation; ``starts`` the models it began with, by recipe, as their content hashes.
+    """
 
     options: TrainOptions
     recipe: Recipe
+    limit_s: float
     fabric: Fabric
     network: Network
     supervised: Callable[[torch.Tensor], Outputs]
     optimizer: torch.optim.Optimizer
     sampler: PatchSampler
     validation: list[Study]
+    test: list[str] = field(default_factory=list)
+    starts: dict[str, str] = field(default_factory=dict)
     patches: int = 0
     time_s: float = 0.0
     stop: bool = False
@@ -106,39 +113,54 @@ def train(options: TrainOptions) -> TrainResult:
     """Train a recipe on the labelled studies of a folder.
 
     Leaves in ``output``: model.safetensors (best validation Dice), last.safetensors, checkpoint.pt (for ``resume``),
-    recipe.json, log.csv, run.json. Studies that cannot be read are left out and reported.
+    recipe.json, log.csv, run.json. Studies that cannot be read are left out and reported. What the recipe starts from is
+    trained first, or taken over where it is found trained.
 
     Raises:
         UsageError: the recipe, a setting or the folds do not exist, or the output already holds a training.
         InputError: no study is left, or the loss is not finite.
         Interrupted: Ctrl-C was pressed; the step at hand was finished and everything is saved.
     """
+    return _train(options, with_settings(find_recipe(options.recipe), options.settings))
+
+
+def _train(options: TrainOptions, recipe: Recipe) -> TrainResult:
     record = RunRecord("train", options)
-    recipe = _recipe(options)
+    _refuse_wrong_place(options, recipe)
     studies = [s for s in find_studies(options.data, parse_labels(options.labels)) if s.label or s.problem]
-    training, validation = _divide(options, studies)
-    unused = len(studies) - len(training) - len(validation)
-    prepared, validation, failed, warnings, inputs = _read(training, validation, recipe, quiet=options.quiet)
+    training, validation, test = _divide(options, recipe, studies)
+    starts, limit_s = _starts(options, recipe, training, validation)
+    found = prepare_studies(training, validation, recipe, quiet=options.quiet)
+    warnings = [f"reproduction: {text}" for text in cautions(recipe)] + found.warnings
+    unused = len(studies) - len(training) - len(validation) - len(test)
     if unused:
         warnings.append(f"{unused} studies are in no fold of {options.folds} and are not used")
-    run = _set_up(options, recipe, prepared, validation)
+    run = _set_up(options, recipe, found, limit_s)
+    run.test = [s.id for s in test]
     write_file(options.output / "recipe.json", recipe_json(recipe).encode())
-    if options.resume:
+    if (options.output / CHECKPOINT).exists():
         _restore(run)
+    else:
+        run.starts = begin_with(run.network, starts)
     with _interruptible(run):
         ended = _fit(run)
     _save(run)
-    used = {"training": [s.id for s in prepared], "validation": [s.id for s in validation], "failed": failed}
+    used = {
+        "training": [s.id for s in found.training],
+        "validation": [s.id for s in found.validation],
+        "test": run.test,
+    }
     outcome = {"ended": ended, "patches": run.patches, "train_time_s": run.time_s, "best": run.best}
-    outcome |= {"studies": used, "warnings": warnings, "inputs_sha256": inputs}
+    outcome |= {"studies": used | {"failed": found.failed}, "warnings": warnings, "inputs_sha256": found.inputs_sha256}
+    outcome["starts_from"] = run.starts
     outcome["outputs_sha256"] = {p.name: sha256(p) for p in sorted(options.output.glob("*.safetensors"))}
     content = record.content(seed=options.seed, threads=torch.get_num_threads(), **outcome)
     write_file(options.output / "run.json", json_bytes(content))
     if run.stop:
         raise Interrupted(f"interrupted after {run.patches} patches; continue with the same command and --resume")
-    best = {region: run.best[f"dice_{region}"] for region in REGIONS} if run.best and validation else {}
-    model = options.output / "model.safetensors"
-    return TrainResult(model, best, run.patches, ended, failed, warnings, count_layouts(studies))
+    best = {r: run.best[f"dice_{r}"] for r in recipe.target.regions} if run.best and found.validation else {}
+    model = options.output / MODEL
+    return TrainResult(model, best, run.patches, ended, found.failed, warnings, count_layouts(studies))
 
 
 @contextmanager
@@ -160,94 +182,103 @@ def _interruptible(run: _Run) -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _recipe(options: TrainOptions) -> Recipe:
-    recipe = with_settings(find_recipe(options.recipe), options.settings)
-    begun = (options.output / CHECKPOINT).exists()
+def _refuse_wrong_place(options: TrainOptions, recipe: Recipe) -> None:
+    """An output that holds a training is continued only when asked to, and only with its own recipe."""
+    begun = any(options.output.rglob(CHECKPOINT))
     if begun and not options.resume:
         raise UsageError(
             f"{options.output} already holds a training; continue it with --resume or choose another place with -o"
         )
     if options.resume and not begun:
         raise InputError(f"{options.output} has no {CHECKPOINT}, so there is nothing to resume; train without --resume")
-    if options.resume and find_recipe(str(options.output / "recipe.json")) != recipe:
+    written = options.output / "recipe.json"
+    if options.resume and written.exists() and find_recipe(str(written)) != recipe:
         raise UsageError(f"the recipe is not the one in {options.output}; resume with the same recipe and settings")
-    return recipe
 
 
-def _divide(options: TrainOptions, studies: list[Study]) -> tuple[list[Study], list[Study]]:
+def _divide(
+    options: TrainOptions, recipe: Recipe, studies: list[Study]
+) -> tuple[list[Study], list[Study], list[Study]]:
     if not studies:
         raise InputError(f"{options.data} has no study with a label map; training needs labelled studies")
     if options.folds is not None:
-        return read_fold(options.folds, options.fold, studies)
-    patients = len({s.patient for s in studies})
-    if patients == 1:
-        return studies, []
-    folds = patient_folds(studies, min(5, patients), options.seed)
-    if options.fold >= len(folds):
-        raise UsageError(f"without --folds there are folds 0 to {len(folds) - 1}; got --fold {options.fold}")
-    held_out = set(folds[options.fold])
-    return [s for s in studies if s.id not in held_out], [s for s in studies if s.id in held_out]
+        return (*read_fold(options.folds, options.fold, studies), [])
+    settings = recipe.training
+    return draw_split(studies, settings.validation_share, settings.test_share, options.fold, options.seed)
 
 
-def _read(
-    training: list[Study], validation: list[Study], recipe: Recipe, *, quiet: bool
-) -> tuple[list[PreparedStudy], list[Study], dict[str, str], list[str], dict[str, dict[str, str]]]:
-    """Training studies in memory and validation studies that can be read, before hours are spent.
+def _starts(
+    options: TrainOptions, recipe: Recipe, training: list[Study], validation: list[Study]
+) -> tuple[list[tuple[Start, Path]], float]:
+    """The trained models that this training begins with, and the seconds left for itself.
 
-    Also what failed and why, warnings, and the hashes of the files by study.
+    Each is one found below or beside the output (see `finished_training`), or is trained now, below the output. The time
+    is divided equally among the trainings that have to run.
     """
-    prepared: list[PreparedStudy] = []
-    usable: list[Study] = []
-    failed: dict[str, str] = {}
-    warnings: list[str] = []
-    inputs: dict[str, dict[str, str]] = {}
-    with progress_bar("reading studies", len(training) + len(validation), quiet=quiet) as bar:
-        for number, study in enumerate([*training, *validation]):
-            try:
-                ready, odd = prepare_study(study, recipe)
-                warnings += [f"{study.id}: {text}" for text in odd]
-                if number < len(training):
-                    prepared.append(ready)
-                else:
-                    usable.append(study)
-                inputs[study.id] = {m: sha256(f.path) for m, f in {**study.images, "seg": study.label}.items() if f}
-            except Exception as error:  # one bad study never ends a training
-                failed[study.id] = reason(error)
-            bar.advance()
-    if not prepared:
-        first = next(iter(failed.values()), "none was given")
-        raise InputError(f"none of the {len(training)} training studies can be used; the first: {first}")
-    return prepared, usable, failed, warnings, inputs
+    limit = options.max_time_s or math.inf
+    if (options.output / CHECKPOINT).exists():
+        return [], limit  # the checkpoint holds them already
+    beside = options.output.parent
+    neighbours = [*sorted(beside.glob("*")), *sorted(beside.glob("*/starts_from/*"))]
+    folders: list[Path | None] = []
+    for start in recipe.starts_from:
+        places = [_own_place(options, start), *neighbours]
+        folders.append(finished_training(places, start.recipe, options.seed, training, validation))
+    share = limit / (folders.count(None) + 1)
+    found: list[tuple[Start, Path]] = []
+    for start, finished in zip(recipe.starts_from, folders, strict=True):
+        own = _own_place(options, start)
+        if finished is None:
+            begun = any(own.rglob(CHECKPOINT))
+            _train(replace(options, output=own, max_time_s=share, resume=begun), start.recipe)
+        found.append((start, (finished or own) / MODEL))
+    return found, share
 
 
-def _set_up(options: TrainOptions, recipe: Recipe, prepared: list[PreparedStudy], validation: list[Study]) -> _Run:
+def _own_place(options: TrainOptions, start: Start) -> Path:
+    return options.output / "starts_from" / start.recipe.name
+
+
+def _set_up(options: TrainOptions, recipe: Recipe, found: PreparedStudies, limit_s: float) -> _Run:
     settings = recipe.training
     device = find_device(options.device)
     fabric = Fabric(accelerator=device.type, devices=1)
     torch.manual_seed(options.seed)
     network = channels_last(build_network(recipe))
     for name, size in (("training.patch_size", settings.patch_size), ("inference.window", recipe.inference.window)):
-        if size is not None and any(n % network.size_divisor for n in size):
-            raise UsageError(f"{name} is {size}; expected multiples of {network.size_divisor}, which the network needs")
-    optimizer = torch.optim.Adam(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+        if size is not None and any(n % d for n, d in zip(size, network.divisors, strict=True)):
+            raise UsageError(f"{name} is {size}; expected multiples of {network.divisors}, which the network needs")
+    try:
+        network.freeze(recipe.frozen)
+    except ValueError as error:
+        raise UsageError(f"cannot freeze {', '.join(recipe.frozen)}: {error}") from error
+    optimizer = torch.optim.Adam(
+        network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, amsgrad=settings.amsgrad
+    )
     wrapped, wrapped_optimizer = fabric.setup(network, optimizer)
     wrapped.mark_forward_method("supervised")
-    sampler = PatchSampler(prepared, settings, options.seed)
-    return _Run(options, recipe, fabric, network, wrapped.supervised, wrapped_optimizer, sampler, validation)
+    sampler = PatchSampler(found.training, settings, options.seed)
+    return _Run(
+        options, recipe, limit_s, fabric, network, wrapped.supervised, wrapped_optimizer, sampler, found.validation
+    )
 
 
 def _fit(run: _Run) -> str:
-    """Train until the budget or the time is used up or somebody stops it; returns which."""
-    budget, limit = run.recipe.training.patches, run.options.max_time_s or math.inf
+    """Train until the budget or the time is used up, the scores no longer rise or somebody stops it; returns which."""
+    settings = run.recipe.training
+    budget, limit = settings.patches, run.limit_s
     begun, saved = time.perf_counter() - run.time_s, time.perf_counter()
     losses: list[dict[str, float]] = []
     with progress_bar("training", budget, quiet=run.options.quiet) as bar:
+        if not any(p.requires_grad for p in run.network.parameters()):
+            _validate(run, losses, bar)
+            return NOTHING
         bar.advance(run.patches)
-        while run.patches < budget and run.time_s < limit and not run.stop:
+        while run.patches < budget and run.time_s < limit and not run.stop and not _stops_early(run):
             before = run.patches
             losses.append(_step(run, bar))
             run.time_s = time.perf_counter() - begun
-            every = run.recipe.training.validate_every
+            every = settings.validate_every
             if run.patches // every > before // every or run.patches >= budget or run.time_s >= limit:
                 _validate(run, losses, bar)
                 losses = []
@@ -257,8 +288,16 @@ def _fit(run: _Run) -> str:
                 _save(run)
                 saved = time.perf_counter()
     if run.patches >= budget:
-        return "budget reached"
+        return ENOUGH
+    if _stops_early(run):
+        return STOPPED_EARLY
     return "interrupted" if run.stop else "time limit reached"
+
+
+def _stops_early(run: _Run) -> bool:
+    """Whether the last ``early_stopping`` validations were all no better than one before them."""
+    patience, scores = run.recipe.training.early_stopping, run.scores
+    return patience is not None and bool(scores) and len(scores) - 1 - scores.index(max(scores)) >= patience
 
 
 def _step(run: _Run, bar: Bar) -> dict[str, float]:
@@ -271,7 +310,9 @@ def _step(run: _Run, bar: Bar) -> dict[str, float]:
     factor = rate_factor(settings, run.patches / settings.patches, run.scores)
     for group in run.optimizer.param_groups:
         group["lr"] = settings.learning_rate * factor
-    outputs = run.supervised(x.contiguous(memory_format=torch.channels_last_3d))
+    if run.network.spatial_dims == 2:
+        x, y = as_slices(x), as_slices(y)
+    outputs = run.supervised(fast_layout(x))
     terms = build_loss(settings.loss)(outputs, y, run.recipe.target, run.patches // settings.validate_every)
     loss = torch.stack(list(terms.values())).sum()
     values = {name: float(term.detach()) for name, term in terms.items()}
@@ -290,27 +331,30 @@ def _step(run: _Run, bar: Bar) -> dict[str, float]:
 
 def _validate(run: _Run, losses: list[dict[str, float]], bar: Bar) -> None:
     """Segment the validation studies as `gliomap segment` would, log, and keep the best and the last weights."""
-    engine = torch_engine(run.network, run.fabric.device)
-    segmenter = Segmenter(run.recipe, engine, run.network.size_divisor)
+    segmenter = Segmenter(run.recipe, torch_engine(run.network, run.fabric.device), run.network.divisors)
+    regions = run.recipe.target.regions
     found: list[list[float]] = []
     for number, study in enumerate(run.validation):
         bar.say(f"validating {number + 1}/{len(run.validation)}")
         volume, _ = study.read(run.recipe.modalities)
-        truth = study.read_classes()[0].array[0]
-        classes = segmenter(volume).array[0]
-        scores = [dice(region_mask(classes, region), region_mask(truth, region)) for region in REGIONS]
+        truth = study.read_classes()[0]
+        classes = segmenter(volume, truth).array[0]
+        scores = [dice(region_mask(classes, region), region_mask(truth.array[0], region)) for region in regions]
         found.append([1.0 if math.isnan(score) else score for score in scores])
-    means = np.mean(found, 0) if found else np.full(3, math.nan)
+    means = np.mean(found, 0) if found else np.full(len(regions), math.nan)
     rate = run.optimizer.param_groups[0]["lr"]
-    terms = {f"loss_{name}": float(np.mean([v[name] for v in losses])) for name in losses[0]}
-    validation = {f"dice_{region}": float(mean) for region, mean in zip(REGIONS, means, strict=True)}
+    terms = {
+        f"loss_{name}": float(np.mean([v[name] for v in losses]))
+        for name in dict.fromkeys(n for v in losses for n in v)
+    }
+    validation = {f"dice_{region}": float(mean) for region, mean in zip(regions, means, strict=True)}
     mean_dice = float(means.mean()) if found else -sum(terms.values())
     line = {"patches": run.patches, "time_s": round(run.time_s, 1), "learning_rate": rate, **terms, **validation}
     run.log.append(line | {"dice_mean": mean_dice})
     bar.say(f"training, validation Dice {mean_dice:.3f}" if found else "training")
     _save(run)
     if run.best is run.log[-1]:
-        _save_weights(run, "model.safetensors")
+        _save_weights(run, MODEL)
 
 
 def _save(run: _Run) -> None:
@@ -321,6 +365,7 @@ def _save(run: _Run) -> None:
         "patches": run.patches,
         "time_s": run.time_s,
         "log": run.log,
+        "starts": run.starts,
         "seed": run.options.seed,
         "training_studies": [s.id for s in run.sampler.studies],
     }
@@ -342,6 +387,9 @@ def _save_weights(run: _Run, name: str) -> None:
         "validation": plain(run.log[-1]) if run.log else {},
         "training_studies": [s.id for s in run.sampler.studies],
         "validation_studies": [s.id for s in run.validation],
+        "test_studies": run.test,
+        "cautions": cautions(run.recipe),
+        "starts_from": run.starts,
     }
     save_model(run.options.output / name, run.recipe, weights, card)
 
@@ -354,4 +402,4 @@ def _restore(run: _Run) -> None:
         )
     run.network.load_state_dict(state["network"])
     run.optimizer.load_state_dict(state["optimizer"])
-    run.patches, run.time_s, run.log = state["patches"], state["time_s"], state["log"]
+    run.patches, run.time_s, run.log, run.starts = (state[name] for name in ("patches", "time_s", "log", "starts"))

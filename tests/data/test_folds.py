@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 
-from gliomap.data.folds import patient_folds, read_fold
+from gliomap.data.folds import draw_split, patient_folds, read_fold
 from gliomap.data.study import Study
 from gliomap.errors import InputError, UsageError
 from gliomap.files import json_bytes
@@ -82,3 +82,33 @@ def test_folds_of_other_data_are_refused(tmp_path):
 def test_study_in_two_folds_is_refused(tmp_path):
     with pytest.raises(InputError, match="a study in two folds"):
         read_fold(folds_file(tmp_path, {"folds": [["a", "b"], ["b"]]}), 0, [Study("a", {}), Study("b", {})])
+
+
+def shares(found):
+    return tuple(len(part) for part in found)
+
+
+def test_a_drawn_split_has_the_recipes_shares_and_whole_patients():
+    everyone = studies(patients=50, visits=2)
+    found = draw_split(everyone, 0.2, 0.1, 0, seed=0)
+    assert shares(found) == (140, 40, 20)
+    assert Counter(s.id for part in found for s in part) == Counter(s.id for s in everyone)
+    patients = [{s.patient for s in part} for part in found]
+    assert all(not a & b for a, b in itertools.combinations(patients, 2))
+    for part in found:
+        strata = Counter(s.stratum for s in part)
+        assert strata["HGG"] == strata["LGG"]
+
+
+def test_every_fold_of_a_drawn_split_validates_others():
+    everyone = studies(patients=10)
+    held_out = [draw_split(everyone, 0.2, 0.0, fold, seed=3)[1] for fold in range(5)]
+    assert Counter(s.id for part in held_out for s in part) == Counter(s.id for s in everyone)
+    with pytest.raises(UsageError, match=r"folds 0 to 4; got --fold 5"):
+        draw_split(everyone, 0.2, 0.0, 5, seed=3)
+
+
+@pytest.mark.parametrize(("patients", "expected"), [(1, (2, 0, 0)), (2, (2, 2, 0)), (3, (2, 2, 2)), (12, (18, 4, 2))])
+def test_a_drawn_split_of_few_patients_still_trains_and_validates(patients, expected):
+    assert shares(draw_split(studies(("HGG",), patients, visits=2), 0.2, 0.1, 0, seed=0)) == expected
+    assert shares(draw_split(studies(("HGG",), 25), 0.16, 0.0, 0, seed=0)) == (21, 4, 0)

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from gliomap.classes import Convention, named_convention
 from gliomap.data.images import volume_bytes
-from gliomap.data.patches import PatchSampler, PreparedStudy, cut, patch_start, prepare_study
+from gliomap.data.patches import PatchSampler, PreparedStudy, cut, patch_start, prepare_studies, prepare_study
 from gliomap.data.study import ImageFile, Study
+from gliomap.errors import InputError
 from gliomap.recipe import NetworkSpec, Preprocessing, Recipe, Training
 from gliomap.volume import Volume
 
@@ -23,7 +24,7 @@ def prepared(name, shape, tumour=True, seed=0):
         classes[4, 3, 4] = 3
     images = np.random.default_rng(seed).normal(size=(2, *shape)).astype(np.float16)
     points = tuple(np.argwhere(classes == v) for v in np.unique(classes[classes != 0]))
-    return PreparedStudy(name, images, classes, points)
+    return PreparedStudy(name, images, classes, points, shape[0] // 2)
 
 
 STUDIES = [prepared("a", (12, 14, 16)), prepared("b", (5, 20, 9), seed=1), prepared("c", (8, 6, 10), tumour=False)]
@@ -146,6 +147,7 @@ def write_study(folder, classes, spacing=(1.0, 1.0, 1.0)):
     inside[3:-4, 2:-3, 4:-2] = True
     rng = np.random.default_rng(0)
     images = {}
+    folder.mkdir(exist_ok=True)
     for name in ("t1", "flair"):
         array = rng.normal(300, 30, classes.shape).astype(np.float32) * inside
         path = folder / f"{name}.nii.gz"
@@ -212,3 +214,46 @@ def test_tumour_points_are_limited_and_spread(tmp_path):
     (points,) = found.tumour
     assert 2500 <= len(points) <= 5000
     np.testing.assert_allclose(points.mean(0), np.argwhere(found.classes == 2).mean(0), atol=0.5)
+
+
+def test_patches_lie_where_the_recipe_says_along_the_axial_direction():
+    study = prepared("a", (40, 40, 40))
+    slices = replace(TRAINING, patch_size=(1, 8, 8), foreground_share=0.0)
+    assert len({int(z) for z, _, _ in starts(study, slices)}) > 20
+    middle = starts(replace(study, middle=17), replace(slices, patch_place="middle"))
+    assert set(middle[:, 0]) == {17}
+    assert len(set(middle[:, 1])) > 10
+    largest = starts(study, replace(slices, patch_place="largest_tumour"))
+    assert set(largest[:, 0]) == {2}
+    thick = starts(replace(study, middle=17), replace(slices, patch_size=(5, 8, 8), patch_place="middle"))
+    assert set(thick[:, 0]) == {15}
+
+
+@pytest.mark.parametrize(("spacing_mm", "expected"), [(None, 11), (2.0, 5)])
+def test_the_middle_is_that_of_the_studys_own_grid(tmp_path, spacing_mm, expected):
+    study, _ = write_study(tmp_path, labelled())
+    found, _ = prepare_study(study, recipe(spacing_mm))  # 30 slices, of which the first three are air
+    assert found.middle == expected
+
+
+def test_a_truth_centred_study_is_cropped_with_its_classes(tmp_path):
+    classes = labelled()
+    study, _ = write_study(tmp_path, classes)
+    settings = Preprocessing(crop="truth_centre", crop_size=(8, 8, 8))
+    found, _ = prepare_study(study, replace(recipe(), preprocessing=settings))
+    assert found.images.shape == (2, 8, 8, 8)
+    middle = np.argwhere(found.classes > 0).mean(0)
+    np.testing.assert_allclose(middle, 4, atol=2)
+
+
+def test_studies_that_cannot_be_used_are_left_out_with_the_reason(tmp_path):
+    good, _ = write_study(tmp_path / "good", labelled())
+    found = prepare_studies([good, replace(good, id="x", label=None)], [replace(good, id="y", problem="broken")],
+                            recipe(), quiet=True)  # fmt: skip
+    assert [s.id for s in found.training] == ["s"]
+    assert not found.validation
+    assert "no label map" in found.failed["x"]
+    assert found.failed["y"] == "broken"
+    assert set(found.inputs_sha256["s"]) == {"t1", "flair", "seg"}
+    with pytest.raises(InputError, match="none of the 1 training studies"):
+        prepare_studies([replace(good, label=None)], [good], recipe(), quiet=True)

@@ -3,7 +3,7 @@ import torch
 
 from gliomap.errors import InputError, UsageError
 from gliomap.losses import build_loss
-from gliomap.networks import build_network
+from gliomap.networks import as_slices, build_network
 from gliomap.recipe import recipe_json, with_settings
 from gliomap.recipes import RECIPES, find_recipe
 
@@ -21,9 +21,10 @@ def test_patches_and_windows_fit_the_network(name):
         network = build_network(recipe)
     assert network.in_channels == len(recipe.modalities)
     for size in (recipe.training.patch_size, recipe.inference.window):
-        assert size is None or all(n % network.size_divisor == 0 for n in size)
-    logits = network(torch.zeros(1, network.in_channels, *recipe.training.patch_size, device="meta"))
-    assert logits.shape == (1, len(recipe.target.channels), *recipe.training.patch_size)
+        assert size is None or all(n % d == 0 for n, d in zip(size, network.divisors, strict=True))
+    x = torch.zeros(1, network.in_channels, *recipe.training.patch_size, device="meta")
+    x = as_slices(x) if network.spatial_dims == 2 else x
+    assert network(x).shape == (len(x), len(recipe.target.channels), *x.shape[2:])
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -15,6 +15,9 @@ def evaluate(
     output: Output,
     labels: Labels = None,
     truth_labels: Annotated[str | None, typer.Option(help="The same for the truth's label values.")] = None,
+    hd_all_voxels: Annotated[
+        bool, typer.Option("--hd-all-voxels", help="Add the Hausdorff distance of all voxels, as some papers report.")
+    ] = False,
     device: Device = "auto",
     quiet: Quiet = False,
     json: Json = False,
@@ -27,7 +30,9 @@ def evaluate(
     from gliomap.evaluate import EvaluateOptions, summarise
     from gliomap.evaluate import evaluate as run
 
-    result = run(EvaluateOptions(predictions, truth, output, labels, truth_labels, device, quiet or json))
+    result = run(
+        EvaluateOptions(predictions, truth, output, labels, truth_labels, hd_all_voxels, device, quiet or json)
+    )
     if json:
         printing.as_json(
             {"rows": [vars(row) for row in result.rows], "failed": result.failed, "warnings": result.warnings}

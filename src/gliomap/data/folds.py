@@ -18,25 +18,58 @@ def patient_folds(studies: Sequence[Study], count: int, seed: int) -> list[list[
     Raises:
         UsageError: there are fewer patients than folds.
     """
+    strata = _shuffled_patients(studies, seed)
+    total = sum(len(members) for members in strata)
+    if not 2 <= count <= total:
+        raise UsageError(
+            f"cannot make {count} folds of {total} patients; expected at least 2 folds and no more than patients"
+        )
+    folds: list[list[str]] = [[] for _ in range(count)]
+    for place, ids in enumerate(ids for members in strata for ids in members):
+        folds[place % count] += ids
+    return [sorted(fold) for fold in folds]
+
+
+def draw_split(
+    studies: Sequence[Study], validation_share: float, test_share: float, fold: int, seed: int
+) -> tuple[list[Study], list[Study], list[Study]]:
+    """Studies that train, validate and test, in these shares of the patients of every stratum; each ``fold`` validates others.
+
+    At least one patient validates, and one tests where a share does; a single patient trains alone.
+
+    Raises:
+        UsageError: there are fewer folds.
+    """
+    strata = _shuffled_patients(studies, seed)
+    spread = [((n + 0.5) / len(members), ids) for members in strata for n, ids in enumerate(members)]
+    patients = [ids for _, ids in sorted(spread)]  # every stretch of them has about every stratum's share
+    count = len(patients)
+    if count == 1:
+        return list(studies), [], []
+    validating = max(round(validation_share * count), 1)
+    testing = min(max(round(test_share * count), 1) if test_share else 0, count - validating - 1)
+    if fold >= count // validating:
+        raise UsageError(f"without --folds there are folds 0 to {count // validating - 1}; got --fold {fold}")
+    turned = [patients[(fold * validating + n) % count] for n in range(count)]
+    place = {i: n for n, ids in enumerate(turned) for i in ids}
+    validation = [s for s in studies if place[s.id] < validating]
+    test = [s for s in studies if validating <= place[s.id] < validating + testing]
+    return [s for s in studies if place[s.id] >= validating + testing], validation, test
+
+
+def _shuffled_patients(studies: Sequence[Study], seed: int) -> list[list[list[str]]]:
+    """For each stratum its patients in random order, each as the ids of its studies."""
     patients: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     stratum_of: dict[str, str] = {}
     for study in sorted(studies, key=lambda s: s.id):
         stratum = stratum_of.setdefault(study.patient, study.stratum)
         patients[stratum][study.patient].append(study.id)
-    total = sum(len(members) for members in patients.values())
-    if not 2 <= count <= total:
-        raise UsageError(
-            f"cannot make {count} folds of {total} patients; expected at least 2 folds and no more than patients"
-        )
     rng = np.random.default_rng(seed)
-    folds: list[list[str]] = [[] for _ in range(count)]
-    place = 0
+    shuffled = []
     for stratum in sorted(patients):
         members = sorted(patients[stratum])
-        for index in rng.permutation(len(members)):
-            folds[place % count] += patients[stratum][members[index]]
-            place += 1
-    return [sorted(fold) for fold in folds]
+        shuffled.append([patients[stratum][members[n]] for n in rng.permutation(len(members))])
+    return shuffled
 
 
 def read_fold(path: Path, fold: int, studies: Sequence[Study]) -> tuple[list[Study], list[Study]]:

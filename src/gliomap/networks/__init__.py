@@ -3,14 +3,32 @@
 from collections.abc import Callable
 
 from gliomap.errors import UsageError
+from gliomap.networks.aspp_attention_unet import ASPPAttentionUNet, unet2d
 from gliomap.networks.attention_resunet import AttentionResUNet
-from gliomap.networks.base import Network, Outputs
+from gliomap.networks.backbones import DynUNet, SegResNet
+from gliomap.networks.base import Network, Outputs, as_slices
+from gliomap.networks.baselines import UNETR, AttentionUNet, SwinUNETR, UNet3d, VNet
+from gliomap.networks.cga_unet import CGAUNet
 from gliomap.networks.druwas import DRUwAS
+from gliomap.networks.dual_fusion import DualFusion, EarlyFusion, LateFusion
 from gliomap.recipe import Recipe
 
 NETWORKS: dict[str, Callable[..., Network]] = {
+    "aspp_attention_unet": ASPPAttentionUNet,
     "attention_resunet": AttentionResUNet,
+    "attention_unet": AttentionUNet,
+    "cga_unet": CGAUNet,
     "druwas": DRUwAS,
+    "dual_fusion": DualFusion,
+    "dynunet": DynUNet,
+    "early_fusion": EarlyFusion,
+    "late_fusion": LateFusion,
+    "segresnet": SegResNet,
+    "swin_unetr": SwinUNETR,
+    "unet2d": unet2d,
+    "unet3d": UNet3d,
+    "unetr": UNETR,
+    "vnet": VNet,
 }
 
 
@@ -29,4 +47,4 @@ def build_network(recipe: Recipe) -> Network:
         raise UsageError(f"network {spec.name} does not take these settings: {error}") from error
 
 
-__all__ = ["NETWORKS", "Network", "Outputs", "build_network"]
+__all__ = ["NETWORKS", "Network", "Outputs", "as_slices", "build_network"]

@@ -1,4 +1,4 @@
-"""RECIPES: every recipe by name. One file per paper."""
+"""RECIPES: every recipe by name. One file per paper, and one for the protocol that compares their networks."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,12 @@ from pathlib import Path
 from gliomap.errors import UsageError
 from gliomap.files import read_json
 from gliomap.recipe import Recipe, recipe_from_json
-from gliomap.recipes import attention_resunet, druwas
+from gliomap.recipes import aspp_attention_unet, attention_resunet, cga_unet, druwas, dual_fusion
+from gliomap.recipes.fair import fair_recipes
 
-RECIPES: dict[str, Recipe] = {
-    r.name: r for r in (attention_resunet.PAPER, attention_resunet.SMALL, druwas.PAPER, *druwas.ABLATION)
-}
+_PAPERS = (*dual_fusion.ROWS, *druwas.ROWS, *cga_unet.ROWS, *aspp_attention_unet.ROWS, *attention_resunet.ROWS)
+
+RECIPES: dict[str, Recipe] = {r.name: r for r in (*_PAPERS, *fair_recipes(_PAPERS), attention_resunet.SMALL)}
 
 
 def find_recipe(name: str) -> Recipe:

@@ -1,6 +1,7 @@
-"""Paper 004: how the Attention-ResNetUNet was trained, and a small whole-brain version of it for a laptop."""
+"""Paper 004: how the Attention-ResNetUNet and the rows of its tables were trained, and a small version of it for a laptop."""
 
 from dataclasses import replace
+from typing import Any
 
 from gliomap.recipe import Augmentation, Inference, NetworkSpec, Postprocessing, Preprocessing, Recipe, Training
 
@@ -9,8 +10,9 @@ PATCHES_PER_EPOCH = 285 * 48
 
 PAPER = Recipe(
     name="attention_resunet",
-    source="paper 004, section 3 (full model); without its histogram matching and resizing",
+    source="paper 004, main table and ablation, + both",
     network=NetworkSpec("attention_resunet", {"base": 12, "gate": "free", "fusion": True}),
+    preprocessing=Preprocessing(grid=(128, 192, 192), histogram_matching=True),
     augmentation=Augmentation(
         rotation_degrees=10.0, elastic_voxels=2.0, elastic_spacing=20, intensity_scale=0.1, gamma=(0.8, 1.2)
     ),
@@ -24,9 +26,31 @@ PAPER = Recipe(
         plateau_factor=0.5,
         plateau_patience=4,
         validate_every=PATCHES_PER_EPOCH,
+        validation_share=0.16,  # 55 of the 340 studies that the paper counts
     ),
-    inference=Inference(window=(64, 64, 64), overlap=0.25),
+    inference=Inference(
+        window=(64, 64, 64), overlap=0.25, views=("identity", "flip_left_right", "rotate_90"), combine="vote"
+    ),
     postprocessing=Postprocessing(min_component_voxels=150),
+)
+
+
+def _row(name: str, row: str, settings: dict[str, Any]) -> Recipe:
+    network = NetworkSpec("attention_resunet", {"base": 12} | settings)
+    return replace(PAPER, name=f"attention_resunet_{name}", source=f"paper 004, {row}", network=network)
+
+
+ROWS = (
+    _row("baseline", "ablation, baseline (the main table's ResNet-UNet)", {"gate": "none", "fusion": False}),
+    _row("attention", "ablation, + attention", {"gate": "free", "fusion": False}),
+    _row("fusion", "ablation, + MSF", {"gate": "none", "fusion": True}),
+    PAPER,
+    replace(
+        PAPER,
+        name="attention_resunet_unet3d",
+        source="paper 004, main table, 3-D U-Net (its size is not printed)",
+        network=NetworkSpec("unet3d"),
+    ),
 )
 
 SMALL = replace(

@@ -1,0 +1,100 @@
+"""What every recipe promises, over every name in RECIPES, with networks made tiny: it trains, and its model segments."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from networks.tiny import TINY
+
+from gliomap.data.datasets import find_studies
+from gliomap.data.patches import PatchSampler, prepare_study
+from gliomap.engines import load_engine
+from gliomap.losses import build_loss
+from gliomap.model_file import load_model
+from gliomap.networks import as_slices, build_network
+from gliomap.phantom import PhantomOptions, phantom
+from gliomap.recipe import NetworkSpec, Recipe, Start, recipe_json
+from gliomap.recipes import RECIPES
+from gliomap.segmenter import Segmenter
+from gliomap.train import TrainOptions, train
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module", name="data")
+def _data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phantoms")
+    phantom(PhantomOptions(folder, studies=2, size=SIZE, quiet=True))
+    return folder
+
+
+SIZES = {"swin_unetr": (32, 32, 64), "vnet": (16, 16, 16)}
+"""Patches of networks for which 16 x 32 x 32 voxels are too few, or too many: V-Net has one size only, and a large one."""
+
+
+def tiny(recipe: Recipe) -> Recipe:
+    """The recipe with everything that costs made small, in what it starts from too, and nothing else changed."""
+    name = recipe.network.name
+    deep = {1: 1, 8: 2}.get(recipe.training.patch_size[0], 16)  # a slice, a few slices, a volume
+    size = SIZES.get(name, (deep, 32, 32))
+    settings = recipe.network.settings | TINY[name] | ({"patch_size": size} if name == "unetr" else {})
+    return replace(
+        recipe,
+        network=NetworkSpec(name, settings),
+        training=replace(recipe.training, patches=2, validate_every=2, batch_size=2, patch_size=size),
+        inference=replace(recipe.inference, window=recipe.inference.window and (size[0], 32, size[2])),
+        preprocessing=replace(
+            recipe.preprocessing, grid=recipe.preprocessing.grid and (SIZE,) * 3, crop_size=(16, 32, 32)
+        ),
+        starts_from=tuple(Start(tiny(start.recipe), start.into) for start in recipe.starts_from),
+    )
+
+
+def trainable(recipe: Recipe):
+    torch.manual_seed(0)
+    network = build_network(recipe)
+    network.freeze(recipe.frozen)
+    return network
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_it_trains_on_phantoms_and_its_model_segments_one(name, data, tmp_path):
+    recipe = tiny(RECIPES[name])
+    path = tmp_path / "recipe.json"
+    path.write_text(recipe_json(recipe))
+    result = train(TrainOptions(str(path), data, tmp_path / "run", device="cpu", quiet=True))
+    assert not result.failed
+    assert set(result.validation_dice) == set(recipe.target.regions)
+    model = load_model(result.model)
+    assert model.recipe == recipe
+    study = find_studies(data)[0]
+    volume, _ = study.read(recipe.modalities)
+    truth, _, _ = study.read_classes()
+    classes = Segmenter(model.recipe, *load_engine(model, "cpu"))(volume, truth)
+    assert classes.shape == volume.shape
+    assert set(np.unique(classes.array)) <= {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_its_loss_falls_on_a_batch_it_sees_again(name, data):
+    recipe = tiny(RECIPES[name])
+    network = trainable(recipe)
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    if not parameters:
+        pytest.skip("nothing of it is trained by itself")
+    study, _ = prepare_study(find_studies(data)[0], recipe)
+    sampler = PatchSampler([study], replace(recipe.training, foreground_share=1.0), seed=0)
+    images, classes, _, _ = sampler.batch(0, 2)
+    x, y = torch.from_numpy(images), torch.from_numpy(classes)
+    if network.spatial_dims == 2:
+        x, y = as_slices(x), as_slices(y)
+    optimizer = torch.optim.Adam(parameters, 5e-3)
+    loss, values = build_loss(recipe.training.loss), []
+    for _ in range(8):
+        total = torch.stack(list(loss(network.supervised(x), y, recipe.target, 0).values())).sum()
+        values.append(float(total.detach()))
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+    assert min(values[-3:]) < values[0]
