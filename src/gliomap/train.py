@@ -26,11 +26,12 @@ from gliomap.data.study import Study
 from gliomap.engines import channels_last, fast_layout, find_device, torch_engine
 from gliomap.errors import InputError, Interrupted, UsageError
 from gliomap.files import json_bytes, sha256, write_file
-from gliomap.losses import build_loss
+from gliomap.losses import Loss, build_loss
 from gliomap.manifest import RunRecord, plain
 from gliomap.metrics import dice
 from gliomap.model_file import save_model
 from gliomap.networks import Network, Outputs, as_slices, build_network
+from gliomap.plan import check
 from gliomap.progress import Bar, progress_bar
 from gliomap.recipe import Recipe, Start, cautions, recipe_json, with_settings
 from gliomap.recipes import find_recipe
@@ -90,6 +91,7 @@ class _Run:
     fabric: Fabric
     network: Network
     supervised: Callable[[torch.Tensor], Outputs]
+    loss: Loss
     optimizer: torch.optim.Optimizer
     sampler: PatchSampler
     validation: list[Study]
@@ -129,6 +131,7 @@ def _train(options: TrainOptions, recipe: Recipe) -> TrainResult:
     _refuse_wrong_place(options, recipe)
     studies = [s for s in find_studies(options.data, parse_labels(options.labels)) if s.label or s.problem]
     training, validation, test = _divide(options, recipe, studies)
+    check(recipe, find_device(options.device))
     starts, limit_s = _starts(options, recipe, training, validation)
     found = prepare_studies(training, validation, recipe, quiet=options.quiet)
     warnings = [f"reproduction: {text}" for text in cautions(recipe)] + found.warnings
@@ -245,21 +248,25 @@ def _set_up(options: TrainOptions, recipe: Recipe, found: PreparedStudies, limit
     fabric = Fabric(accelerator=device.type, devices=1)
     torch.manual_seed(options.seed)
     network = channels_last(build_network(recipe))
-    for name, size in (("training.patch_size", settings.patch_size), ("inference.window", recipe.inference.window)):
-        if size is not None and any(n % d for n, d in zip(size, network.divisors, strict=True)):
-            raise UsageError(f"{name} is {size}; expected multiples of {network.divisors}, which the network needs")
-    try:
-        network.freeze(recipe.frozen)
-    except ValueError as error:
-        raise UsageError(f"cannot freeze {', '.join(recipe.frozen)}: {error}") from error
+    network.freeze(recipe.frozen)
     optimizer = torch.optim.Adam(
         network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, amsgrad=settings.amsgrad
     )
     wrapped, wrapped_optimizer = fabric.setup(network, optimizer)
     wrapped.mark_forward_method("supervised")
     sampler = PatchSampler(found.training, settings, options.seed)
+    loss = build_loss(settings.loss)
     return _Run(
-        options, recipe, limit_s, fabric, network, wrapped.supervised, wrapped_optimizer, sampler, found.validation
+        options,
+        recipe,
+        limit_s,
+        fabric,
+        network,
+        wrapped.supervised,
+        loss,
+        wrapped_optimizer,
+        sampler,
+        found.validation,
     )
 
 
@@ -313,7 +320,7 @@ def _step(run: _Run, bar: Bar) -> dict[str, float]:
     if run.network.spatial_dims == 2:
         x, y = as_slices(x), as_slices(y)
     outputs = run.supervised(fast_layout(x))
-    terms = build_loss(settings.loss)(outputs, y, run.recipe.target, run.patches // settings.validate_every)
+    terms = run.loss(outputs, y, run.recipe.target, run.patches // settings.validate_every)
     loss = torch.stack(list(terms.values())).sum()
     values = {name: float(term.detach()) for name, term in terms.items()}
     if not math.isfinite(sum(values.values())):

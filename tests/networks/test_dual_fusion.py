@@ -132,6 +132,8 @@ def test_late_fusion_is_the_mean_probability(kind):
     probabilities = torch.sigmoid if kind == "sigmoid" else lambda logits: torch.softmax(logits, 1)
     mean = (probabilities(network.dynunet(x)) + probabilities(network.segresnet(x))) / 2
     torch.testing.assert_close(probabilities(network(x)), mean)
+    if kind == "softmax":
+        torch.testing.assert_close(network(x).exp(), mean)
 
 
 class Says(nn.Module):
@@ -208,18 +210,30 @@ def test_frozen_backbones_are_as_in_evaluation_and_build_no_graph(fusion):
     assert bool(trained) == (fusion is not LateFusion)
 
 
-def test_recomputing_keeps_less_and_gives_the_same_gradients():
-    gradients, kept = [], []
-    for recompute in (False, True):
-        network, saved = dual(recompute=recompute), []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, n=saved: (n.append(t.numel()), t)[1], lambda t: t):
-            loss = network(images()).square().mean()
-        loss.backward()
-        gradients.append({name: p.grad for name, p in network.named_parameters() if p.grad is not None})
-        kept.append(sum(saved))
-    torch.testing.assert_close(*gradients)
-    own = sum(p.numel() for p in network.early.joint.parameters())
-    assert kept[0] - kept[1] > own
+def trained_once(**settings):
+    """The numbers that a forward pass keeps for the backward pass, and the gradients that this gives."""
+    network, saved = dual(**settings), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t.numel()), t)[1], lambda t: t):
+        loss = network(images()).square().mean()
+    loss.backward()
+    return sum(saved), {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_recomputing_gives_the_same_gradients(local):
+    torch.testing.assert_close(
+        trained_once(local=local, recompute=True)[1], trained_once(local=local, recompute=False)[1]
+    )
+
+
+def test_recomputing_keeps_less_of_the_early_and_of_the_local_block():
+    spared = {
+        local: trained_once(local=local, recompute=False)[0] - trained_once(local=local, recompute=True)[0]
+        for local in (True, False)
+    }
+    volume = 2 * 6 * 4 * 8 * 8  # of the common width
+    assert spared[False] > 5 * volume
+    assert spared[True] - spared[False] > 3 * volume
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ OTHERS = {
 
 SIZES = {
     ("cga_unet_self_attention", "3"): (4.495, 0.492),
-    ("cga_unet_cp", "3"): (2.284, 0.328),
+    ("cga_unet_context_prior", "3"): (2.284, 0.328),
     ("cga_unet", "3"): (0.675, 0.095),
     ("cga_unet_sam_4", "3"): (1.97, 0.034),
     ("cga_unet_sam_2", "3"): (2.89, 0.01),

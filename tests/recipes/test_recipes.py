@@ -1,10 +1,13 @@
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
 from gliomap.errors import InputError, UsageError
 from gliomap.losses import build_loss
 from gliomap.networks import as_slices, build_network
-from gliomap.recipe import recipe_json, with_settings
+from gliomap.recipe import cautions, recipe_from_json, recipe_json, with_settings
 from gliomap.recipes import RECIPES, find_recipe
 
 
@@ -79,3 +82,62 @@ def test_an_unknown_gate_is_refused_and_not_trained_without_one():
     recipe = with_settings(RECIPES["attention_resunet_small"], ["network.settings.gate=foo"])
     with pytest.raises(UsageError, match="no gate is called 'foo'"):
         build_network(recipe)
+
+
+def test_every_recipe_is_in_the_docs():
+    page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+    assert [name for name in RECIPES if f"`{name}`" not in page] == []
+
+
+def test_every_paper_row_that_may_be_compared_has_a_fair_twin_with_its_network():
+    rows = [r for r in RECIPES.values() if not r.name.endswith(("_fair", "_small")) and not cautions(r)]
+    twins = [r for r in RECIPES.values() if r.name.endswith("_fair")]
+    for row in rows:
+        settings = row.network.settings | ({"kind": "softmax"} if "kind" in row.network.settings else {})
+        assert any((t.network.name, t.network.settings) == (row.network.name, settings) for t in twins), row.name
+
+
+def test_fair_recipes_differ_in_nothing_but_the_network_and_what_it_cannot_do_without():
+    common = RECIPES["unet3d_fair"]
+    for recipe in RECIPES.values():
+        if not recipe.name.endswith("_fair"):
+            continue
+        alike = ("modalities", "target", "preprocessing", "augmentation", "postprocessing")
+        assert all(getattr(recipe, part) == getattr(common, part) for part in alike), recipe.name
+        stages = [recipe, *(start.recipe for start in recipe.starts_from)]
+        assert sum(stage.training.patches for stage in stages) == pytest.approx(20_000, abs=len(stages))
+        for stage in stages:
+            free = {"patches": 1, "validate_every": 1, "batch_size": 1, "loss": common.training.loss}
+            free["patch_size"] = common.training.patch_size
+            assert replace(stage.training, **free) == replace(common.training, **free), recipe.name
+            assert stage.training.loss.name in ("cross_entropy_dice", "supervised_attention")
+
+
+def test_what_starts_from_others_shares_the_budget_as_the_paper_does():
+    swish, dual = RECIPES["druwas_swish_fair"], RECIPES["dual_fusion_fair"]
+    assert (swish.training.patches, swish.starts_from[0].recipe.training.patches) == (7500, 12500)
+    assert [s.recipe.training.patches for s in dual.starts_from] == [6666, 6666]
+    assert RECIPES["dual_fusion_late_fair"].starts_from[0].recipe.training.patches == 9999
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_read_back_from_its_record(name):
+    assert recipe_from_json(recipe_json(RECIPES[name])) == RECIPES[name]
+
+
+def test_only_reproductions_have_cautions():
+    assert {name for name, recipe in RECIPES.items() if cautions(recipe)} == {
+        "druwas_truth_centred",
+        "cga_unet_always_dropout",
+        "dual_fusion_printed_learning_rate",
+    }
+
+
+def test_paper_001_is_trained_as_printed():
+    relu, swish = RECIPES["druwas"].training, RECIPES["druwas_swish"]
+    assert (relu.learning_rate, relu.batch_size, relu.plateau_patience) == (5e-4, 4, 4)
+    assert (relu.validation_share, relu.test_share) == (0.2, 0.1)
+    assert relu.patches == 100 * relu.validate_every
+    assert swish.training.patches == 60 * relu.validate_every
+    assert swish.network.settings == {"activation": "silu"}
+    assert swish.starts_from[0].recipe == RECIPES["druwas"]

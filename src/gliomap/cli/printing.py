@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def console() -> Console:
-    """Standard output; lines are never folded, so that a path can be copied."""
-    return Console(soft_wrap=True, highlight=False)
+    """Standard output; lines are never folded and columns never cut, so that a path or a name can be copied."""
+    return Console(soft_wrap=True, highlight=False, width=10_000)
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

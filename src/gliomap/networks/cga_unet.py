@@ -104,9 +104,8 @@ class SupervisedAttention(nn.Module):
         else:
             masks = torch.zeros_like(class_maps).scatter_(1, class_maps.argmax(1, keepdim=True), 1)
         masks = masks.flatten(2)  # (B, 4, N)
-        shares = masks / (
-            masks.sum(2, keepdim=True) + _EPSILON
-        )  # before the product: its sums can overflow half precision
+        # Shares first: in half precision the sum of the features could overflow before it is divided.
+        shares = masks / (masks.sum(2, keepdim=True) + _EPSILON)
         prototypes = shares @ x.flatten(2).mT  # (B, 4, C)
         if self.update == "none":
             return x, class_maps, prototypes

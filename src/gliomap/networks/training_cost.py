@@ -1,5 +1,6 @@
 """What training a recipe will take: memory as counted on the meta device, time as timed for a moment on the device itself."""
 
+import math
 import time
 
 import torch
@@ -15,6 +16,7 @@ from gliomap.recipe import Recipe
 HEAP_BYTES = 500_000_000
 """What Linux's C library keeps of the memory that tensors no longer use: 0.4 to 0.7 GB were measured, whatever the network."""
 _FLOAT_BYTES = 4
+_STEPS = 2
 
 
 def training_memory_bytes(recipe: Recipe) -> int:
@@ -32,30 +34,25 @@ def training_memory_bytes(recipe: Recipe) -> int:
 
 
 def patch_time_s(recipe: Recipe, device: torch.device | str = "cpu", limit_s: float = 3.0) -> float:
-    """Seconds of training per patch, expected after trying smaller patches and batches for about ``limit_s``.
+    """Seconds of training per patch, expected after trying smaller batches of smaller patches for about ``limit_s``.
 
-    The rate of the largest trial, in multiply-accumulates per second, is taken for the rate of a whole batch. A network that
-    takes one size only is timed at that, however long it takes. Reading and augmenting patches, the optimiser's own
+    A step is taken to cost so much, and so much more for each voxel, as the smallest and the largest trial say. A network
+    that takes one size only is tried at that, however long it takes. Reading and augmenting patches, the optimiser's own
     arithmetic and validation come on top.
     """
-    begun = time.perf_counter()
-    network, twin = _build(recipe, device), _build(recipe, "meta")
+    network = _build(recipe, device)
     whole, slices = patch_size(network, recipe.training.patch_size)
     batch = slices * recipe.training.batch_size
-    rate = 0.0
-    for share, tried in ((8, 2), (4, 2), (2, 2), (1, 2), (1, batch)):
-        size = tuple(_shorter(n, share, network.size_divisor) for n in whole)
-        try:
-            gmac = _count(recipe, twin, size, min(tried, batch)).gmac
-        except InputError:  # the network takes no other size than the whole patch's
-            continue
-        if rate and time.perf_counter() + gmac / rate > begun + limit_s:
-            break
-        seconds = _step_time_s(recipe, network, size, min(tried, batch))
-        if time.perf_counter() + seconds < begun + limit_s:  # the first of a size prepares the kernels
-            seconds = _step_time_s(recipe, network, size, min(tried, batch))
-        rate = gmac / seconds
-    return _count(recipe, twin, whole, batch).gmac / rate / recipe.training.batch_size
+    trials = _trials(network, whole, batch)
+    begun = time.perf_counter()
+    timed = [_timed(recipe, network, trials[0])]
+    if len(trials) > 1 and time.perf_counter() - begun < limit_s / 2:
+        timed.append(_timed(recipe, network, trials[1]))
+        voxels, step_s = timed[-1]
+        left_s = limit_s - (time.perf_counter() - begun)
+        affordable = [t for t in trials[2:] if _STEPS * step_s * _voxels(*t) / voxels <= left_s]
+        timed += [_timed(recipe, network, trial) for trial in affordable[-1:]]
+    return _expected_s(timed, _voxels(whole, batch)) / recipe.training.batch_size
 
 
 def patch_size(network: Network, size: tuple[int, int, int]) -> tuple[tuple[int, ...], int]:
@@ -63,9 +60,41 @@ def patch_size(network: Network, size: tuple[int, int, int]) -> tuple[tuple[int,
     return (size, 1) if network.spatial_dims == 3 else (size[1:], size[0])
 
 
-def _shorter(length: int, share: int, divisor: int) -> int:
-    """A length's share, rounded up to what the network takes, and twice that at least: one voxel cannot be normalised."""
-    return min(max(-(-length // (share * divisor)), 2) * divisor, length)
+def _trials(network: Network, whole: tuple[int, ...], batch: int) -> list[tuple[tuple[int, ...], int]]:
+    """Sizes and numbers of patches: two of every size up to the whole one, then the whole batch.
+
+    Not one, which on a CPU is slower than its share of two. No axis is shorter than two voxels where the network is
+    coarsest, since one voxel cannot be normalised.
+    """
+    divisor = network.size_divisor
+    sizes = [tuple(min(max(-(-n * part // (8 * divisor)), 2) * divisor, n) for n in whole) for part in range(1, 9)]
+    trials = [(size, 2) for size in dict.fromkeys(sizes) if _takes(network, size)]
+    return [*trials, (whole, batch)] if batch > 2 else trials
+
+
+def _takes(network: Network, size: tuple[int, ...]) -> bool:
+    try:
+        network.check_input(torch.empty(1, network.in_channels, *size, device="meta"))
+    except InputError:
+        return False
+    return True
+
+
+def _voxels(size: tuple[int, ...], patches: int) -> int:
+    return math.prod(size) * patches
+
+
+def _expected_s(timed: list[tuple[int, float]], voxels: int) -> float:
+    """Seconds of a step on so many voxels, on the line through the first and the last of those timed."""
+    (fewest, shortest_s), (most, longest_s) = timed[0], timed[-1]
+    if longest_s <= shortest_s:
+        return longest_s * voxels / most
+    return longest_s + (longest_s - shortest_s) / (most - fewest) * (voxels - most)
+
+
+def _timed(recipe: Recipe, network: Network, trial: tuple[tuple[int, ...], int]) -> tuple[int, float]:
+    """Voxels and seconds of a step, the fastest of a few; the first of a size prepares the kernels."""
+    return _voxels(*trial), min(_step_time_s(recipe, network, *trial) for _ in range(_STEPS))
 
 
 def _build(recipe: Recipe, device: torch.device | str) -> Network:

@@ -1,0 +1,87 @@
+"""What a training will take, said before it begins."""
+
+from dataclasses import dataclass
+
+import torch
+
+from gliomap.engines import find_device
+from gliomap.errors import UsageError
+from gliomap.machine import available_memory_bytes
+from gliomap.networks import Network, build_network
+from gliomap.networks.training_cost import patch_time_s, training_memory_bytes
+from gliomap.recipe import Recipe
+
+TRUSTED = 0.8
+"""The share of the expected memory that a training is sure to need; the count is within a fifth of what was measured."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training of a plan: its steps and validations, the memory in bytes and the seconds that it is expected to take.
+
+    ``time_s`` is of the steps alone: reading studies, augmentation and validation come on top.
+    """
+
+    recipe: str
+    patches: int
+    steps: int
+    validations: int
+    memory_bytes: int
+    time_s: float
+
+
+def plan(recipe: Recipe, device: str = "auto") -> list[Stage]:
+    """The trainings that a recipe takes, in their order, what it starts from first; times a few small steps of each network.
+
+    Raises:
+        UsageError: there is no such device, or the network does not take its settings.
+    """
+    stages = [stage for start in recipe.starts_from for stage in plan(start.recipe, device)]
+    settings = recipe.training
+    if not _trains(_network(recipe)):
+        return [*stages, Stage(recipe.name, 0, 0, 1, 0, 0.0)]
+    steps = -(-settings.patches // settings.batch_size)
+    validations = -(-settings.patches // settings.validate_every)
+    per_patch = patch_time_s(recipe, find_device(device))
+    memory = training_memory_bytes(recipe)
+    return [*stages, Stage(recipe.name, settings.patches, steps, validations, memory, per_patch * settings.patches)]
+
+
+def check(recipe: Recipe, device: torch.device) -> None:
+    """Refuse a training that cannot be: it and all that it starts from, before the first of them begins.
+
+    Raises:
+        UsageError: a network or loss does not take its settings, a size does not fit the network, a part to freeze does not
+            exist, or the memory that is free is too little; the message says what to turn down.
+    """
+    for start in recipe.starts_from:
+        check(start.recipe, device)
+    network = _network(recipe)
+    settings = recipe.training
+    for name, size in (("training.patch_size", settings.patch_size), ("inference.window", recipe.inference.window)):
+        if size is not None and any(n % d for n, d in zip(size, network.divisors, strict=True)):
+            raise UsageError(f"{name} is {size}; expected multiples of {network.divisors}, which the network needs")
+    if not _trains(network):
+        return
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_bytes()
+    needed = training_memory_bytes(recipe)
+    if needed * TRUSTED > free:
+        raise UsageError(
+            f"training {recipe.name} needs about {needed / 1e9:.0f} GB and {free / 1e9:.0f} GB are free; turn down "
+            f"training.batch_size (now {settings.batch_size}) or training.patch_size (now {list(settings.patch_size)}), "
+            "or set network.settings.recompute=true where the network has it"
+        )
+
+
+def _network(recipe: Recipe) -> Network:
+    with torch.device("meta"):
+        network = build_network(recipe)
+    try:
+        network.freeze(recipe.frozen)
+    except ValueError as error:
+        raise UsageError(f"cannot freeze {', '.join(recipe.frozen)}: {error}") from error
+    return network
+
+
+def _trains(network: Network) -> bool:
+    return any(p.requires_grad for p in network.parameters())

@@ -1,0 +1,58 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gliomap.errors import UsageError
+from gliomap.plan import check, plan
+from gliomap.recipe import LossSpec, NetworkSpec, Start, with_settings
+from gliomap.recipes import RECIPES
+
+SMALL = with_settings(
+    RECIPES["attention_resunet_small"],
+    ["network.settings.base=4", "training.patch_size=[16,16,16]", "training.batch_size=2", "training.patches=9",
+     "training.validate_every=4"],
+)  # fmt: skip
+CPU = torch.device("cpu")
+
+
+def test_a_plan_counts_steps_and_validations_of_every_training():
+    second = replace(SMALL, name="second", starts_from=(Start(SMALL),), training=replace(SMALL.training, patches=4))
+    first, last = plan(second, "cpu")
+    assert (first.recipe, first.patches, first.steps, first.validations) == (SMALL.name, 9, 5, 3)
+    assert (last.recipe, last.patches, last.steps, last.validations) == ("second", 4, 2, 1)
+    assert first.memory_bytes == last.memory_bytes > 1e6
+    assert first.time_s > 0
+
+
+def test_a_training_in_which_all_is_frozen_takes_nothing():
+    whole = ("encoder", "bottleneck", "up", "decoder", "head", "gates")
+    (stage,) = plan(replace(SMALL, frozen=whole), "cpu")
+    assert (stage.patches, stage.steps, stage.validations, stage.memory_bytes) == (0, 0, 1, 0)
+
+
+def test_too_little_memory_is_refused_with_what_to_turn_down(monkeypatch):
+    check(SMALL, CPU)
+    monkeypatch.setattr("gliomap.plan.available_memory_bytes", lambda: 1_000_000)
+    with pytest.raises(UsageError, match=r"0 GB are free; turn down training\.batch_size \(now 2\)"):
+        check(SMALL, CPU)
+    with pytest.raises(UsageError, match="first needs about"):
+        check(replace(SMALL, starts_from=(Start(replace(SMALL, name="first")),)), CPU)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"frozen": ("nothing",)}, "cannot freeze nothing"),
+        ({"network": NetworkSpec("nothing")}, "no network is called"),
+        ({"training": replace(SMALL.training, loss=LossSpec("nothing"))}, "no loss is called"),
+        ({"training": replace(SMALL.training, patch_size=(16, 20, 16))}, r"training\.patch_size is \(16, 20, 16\)"),
+        ({"inference": replace(SMALL.inference, window=(8, 16, 16))}, r"inference\.window is \(8, 16, 16\)"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_it_begins_whatever_comes_first(changes, message):
+    with pytest.raises(UsageError, match=message):
+        check(replace(SMALL, **changes), CPU)
+    last = replace(SMALL, starts_from=(Start(replace(SMALL, **changes)),))
+    with pytest.raises(UsageError, match=message):
+        check(last, CPU)
