@@ -15,6 +15,7 @@ from gliomap.errors import UsageError
 from gliomap.networks import NETWORKS, Network
 from gliomap.networks.counting import Layer, count_forward, count_step, mean_logit, parameters
 from gliomap.networks.training_cost import patch_size
+from gliomap.progress import progress_bar
 from gliomap.recipe import Recipe
 from gliomap.recipes import RECIPES
 from gliomap.recipes.published import published
@@ -30,6 +31,7 @@ class ModelsOptions:
     """What `models` is asked for: all, or with ``name`` the layers of the network of that recipe, or of that name."""
 
     name: str | None = None
+    quiet: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,11 +102,16 @@ def models(options: ModelsOptions) -> ModelsResult:
     Raises:
         UsageError: there is neither a recipe nor a network of that name.
     """
-    if options.name is None:
-        return ModelsResult([_cost(listed)[0] for listed in _all()], [])
-    listed = _named(options.name)
-    cost, layers = _cost(listed)
-    return ModelsResult([cost], _compared(layers, _stated(listed)))
+    if options.name is not None:
+        listed = _named(options.name)
+        cost, layers = _cost(listed)
+        return ModelsResult([cost], _compared(layers, _stated(listed)))
+    rows, every = [], _all()
+    with progress_bar("counting", len(every), quiet=options.quiet) as bar:
+        for listed in every:
+            rows.append(_cost(listed)[0])
+            bar.advance()
+    return ModelsResult(rows, [])
 
 
 def _all() -> list[_Listed]:

@@ -60,6 +60,13 @@ def test_unetr_takes_its_own_size_only():
             UNETR(patch_size=wrong)
 
 
+def test_unetr_has_no_part_that_idles():
+    torch.manual_seed(0)
+    network = UNETR(patch_size=(16, 16, 32), feature_size=4, hidden_size=12, mlp_size=12, num_heads=1)
+    network(images(16, 16, 32)).square().mean().backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None] == []
+
+
 def test_vnet_needs_a_divisor_of_sixteen_channels():
     with pytest.raises(ValueError, match="divisible"):
         VNet(in_channels=3)

@@ -15,6 +15,7 @@ from rich.console import Console
 from gliomap import __version__
 from gliomap.cli.demo import demo
 from gliomap.cli.evaluate import evaluate
+from gliomap.cli.models import models
 from gliomap.cli.phantom import phantom
 from gliomap.cli.segment import segment
 from gliomap.cli.split import split
@@ -45,7 +46,7 @@ def _command(verb: Callable[..., int | None]) -> Callable[..., None]:
     return wrapped
 
 
-for _verb in (demo, segment, train, evaluate, split, phantom):
+for _verb in (demo, segment, train, evaluate, models, split, phantom):
     app.command()(_command(_verb))
 
 

@@ -155,6 +155,8 @@ class UNETR(Baseline):
             mlp_dim=mlp_size,
             num_heads=num_heads,
         )
+        for block in self.network.vit.blocks:  # MONAI builds a second attention in each, which UNETR never asks for
+            block.norm_cross_attn, block.cross_attn = nn.Identity(), nn.Identity()
         self.patch_size = size
 
     def check_input(self, x: Tensor) -> None:

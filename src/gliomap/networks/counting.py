@@ -191,7 +191,7 @@ class _Row:
 
 
 class _Rows:
-    """While it is entered, every call of a layer of the network becomes a row; calls right after each other are one."""
+    """While it is entered, every call of a layer becomes a row, and calls of its parts alone become one together."""
 
     def __init__(self, network: Network, tally: _Tally) -> None:
         self._network, self._tally = network, tally
@@ -208,7 +208,7 @@ class _Rows:
             parts = name.split(".")
             layer = next((found for n in range(len(parts)) if (found := ".".join(parts[: n + 1])) in listed), None)
             if layer is not None:
-                begin = partial(self._begin, layer, type(listed[layer]).__name__)
+                begin = partial(self._begin, layer, listed[layer])
                 self._hooks += [module.register_forward_pre_hook(begin), module.register_forward_hook(self._end)]
         return self
 
@@ -216,14 +216,16 @@ class _Rows:
         for hook in self._hooks:
             hook.remove()
 
-    def _begin(self, name: str, kind: str, *_: object) -> None:
+    def _begin(self, name: str, layer: nn.Module, module: nn.Module, _: object) -> None:
         self._settle()
-        same = next((row for row in (*self._open[-1:], *self._rows[-1:]) if row.name == name), None)
-        if same is None:
-            for row in self._open[-1:]:
-                row.holds_others = True
-            self._rows.append(_Row(name, kind))
-        self._open.append(same or self._rows[-1])
+        going_on = self._open[-1:] if module is layer else [*self._open[-1:], *self._rows[-1:]]
+        row = next((row for row in going_on if row.name == name), None)
+        if row is None:
+            row = _Row(name, type(layer).__name__)
+            self._rows.append(row)
+            for around in self._open[-1:]:
+                around.holds_others = True
+        self._open.append(row)
 
     def _end(self, module: nn.Module, _: object, out: object) -> None:
         self._settle()

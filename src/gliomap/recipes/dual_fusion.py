@@ -49,6 +49,7 @@ LATE = replace(
     name="dual_fusion_late",
     source="paper 000, table 2, late fusion; nothing is left to train",
     network=NetworkSpec("late_fusion", {"kind": "sigmoid"}),
+    training=replace(PAPER.training, patches=1, batch_size=1, validate_every=1),
 )
 FINETUNED = replace(
     PAPER,
