@@ -129,7 +129,9 @@ def _own_recipes() -> list[Recipe]:
 
 
 def _of(first: Recipe, *others: Recipe) -> _Listed:
-    return _Listed(first.name, first.network.name, first.network.settings, (first, *others))
+    """What papers say of a network holds for patches of its recipe's size."""
+    same = [recipe for recipe in others if recipe.training.patch_size == first.training.patch_size]
+    return _Listed(first.name, first.network.name, first.network.settings, (first, *same))
 
 
 def _key(recipe: Recipe) -> str:
@@ -206,10 +208,10 @@ def _deviation_percent(ours: float, theirs: float | None) -> float | None:
 
 
 def _stated(listed: _Listed) -> dict[str, dict[str, str]]:
-    """What is stated of the layers of this network with patches of this size, by the name of its part."""
+    """What is stated of the layers of this network, by the name of its part."""
     text = files("gliomap.networks").joinpath("published_layers.csv").read_text("utf-8")
-    same = {r.name for r in listed.recipes if r.training.patch_size == listed.recipes[0].training.patch_size}
-    return {row["module"]: row for row in csv.DictReader(text.splitlines()) if row["recipe"] in same}
+    names = {recipe.name for recipe in listed.recipes}
+    return {row["module"]: row for row in csv.DictReader(text.splitlines()) if row["recipe"] in names}
 
 
 def _compared(layers: tuple[Layer, ...], stated: dict[str, dict[str, str]]) -> list[LayerCost]:

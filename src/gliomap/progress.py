@@ -1,5 +1,7 @@
-"""Progress bars on the terminal, for whatever takes longer than two seconds."""
+"""What runs long: progress bars on the terminal, and a way to be stopped that loses nothing."""
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,3 +32,22 @@ def progress_bar(description: str, total: float, *, quiet: bool = False) -> Iter
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
         yield Bar(progress, total, description)
+
+
+@contextmanager
+def interruptible(stop: threading.Event) -> Iterator[None]:
+    """Ctrl-C sets ``stop``, so that the step at hand can end and what is saved is whole; a second one leaves at once."""
+
+    def press(*_: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread is told of Ctrl-C
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, press)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -3,9 +3,9 @@
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 EmptyRule = Literal["plain"]
 Status = Literal["ok", "both_empty", "prediction_empty", "truth_empty", "failed"]
@@ -73,9 +73,14 @@ def failed_row(study: str, model: str) -> Row:
 
 def rows_csv(rows: Iterable[Row]) -> bytes:
     """Rows as a CSV table with a header; values with 6 significant digits, missing ones empty."""
+    lines = [asdict(row) | {"value": "" if row.value is None else f"{row.value:.6g}"} for row in rows]
+    return table_csv(lines, [f.name for f in fields(Row)])
+
+
+def table_csv(lines: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
+    """Lines as a CSV table with a header."""
     out = io.StringIO(newline="")
-    writer = csv.DictWriter(out, [f.name for f in fields(Row)], lineterminator="\n")
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
-    for row in rows:
-        writer.writerow(asdict(row) | {"value": "" if row.value is None else f"{row.value:.6g}"})
+    writer.writerows(lines)
     return out.getvalue().encode()

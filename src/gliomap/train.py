@@ -1,13 +1,9 @@
 """gliomap train: a recipe and labelled studies in, a model file out. Read from top to bottom in the order of time."""
 
-import csv
-import io
 import math
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,9 +28,10 @@ from gliomap.metrics import dice
 from gliomap.model_file import save_model
 from gliomap.networks import Network, Outputs, as_slices, build_network
 from gliomap.plan import check
-from gliomap.progress import Bar, progress_bar
+from gliomap.progress import Bar, interruptible, progress_bar
 from gliomap.recipe import Recipe, Start, cautions, recipe_json, with_settings
 from gliomap.recipes import find_recipe
+from gliomap.rows import table_csv
 from gliomap.schedules import rate_factor
 from gliomap.segmenter import Segmenter
 from gliomap.starts import ENOUGH, NOTHING, STOPPED_EARLY, begin_with, finished_training
@@ -99,7 +96,7 @@ class _Run:
     starts: dict[str, str] = field(default_factory=dict)
     patches: int = 0
     time_s: float = 0.0
-    stop: bool = False
+    stop: threading.Event = field(default_factory=threading.Event)
     log: list[dict[str, float]] = field(default_factory=list)
 
     @property
@@ -145,7 +142,7 @@ def _train(options: TrainOptions, recipe: Recipe) -> TrainResult:
         _restore(run)
     else:
         run.starts = begin_with(run.network, starts)
-    with _interruptible(run):
+    with interruptible(run.stop):
         ended = _fit(run)
     _save(run)
     used = {
@@ -159,30 +156,11 @@ def _train(options: TrainOptions, recipe: Recipe) -> TrainResult:
     outcome["outputs_sha256"] = {p.name: sha256(p) for p in sorted(options.output.glob("*.safetensors"))}
     content = record.content(seed=options.seed, threads=torch.get_num_threads(), **outcome)
     write_file(options.output / "run.json", json_bytes(content))
-    if run.stop:
+    if run.stop.is_set():
         raise Interrupted(f"interrupted after {run.patches} patches; continue with the same command and --resume")
     best = {r: run.best[f"dice_{r}"] for r in recipe.target.regions} if run.best and found.validation else {}
     model = options.output / MODEL
     return TrainResult(model, best, run.patches, ended, found.failed, warnings, count_layouts(studies))
-
-
-@contextmanager
-def _interruptible(run: _Run) -> Iterator[None]:
-    """Ctrl-C lets the step or validation at hand end, so that what is saved is whole; a second one leaves at once."""
-
-    def stop(*_: object) -> None:
-        if run.stop:
-            raise KeyboardInterrupt
-        run.stop = True
-
-    if threading.current_thread() is not threading.main_thread():  # only the main thread is told of Ctrl-C
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def _refuse_wrong_place(options: TrainOptions, recipe: Recipe) -> None:
@@ -281,7 +259,7 @@ def _fit(run: _Run) -> str:
             _validate(run, losses, bar)
             return NOTHING
         bar.advance(run.patches)
-        while run.patches < budget and run.time_s < limit and not run.stop and not _stops_early(run):
+        while run.patches < budget and run.time_s < limit and not run.stop.is_set() and not _stops_early(run):
             before = run.patches
             losses.append(_step(run, bar))
             run.time_s = time.perf_counter() - begun
@@ -298,7 +276,7 @@ def _fit(run: _Run) -> str:
         return ENOUGH
     if _stops_early(run):
         return STOPPED_EARLY
-    return "interrupted" if run.stop else "time limit reached"
+    return "interrupted" if run.stop.is_set() else "time limit reached"
 
 
 def _stops_early(run: _Run) -> bool:
@@ -379,11 +357,7 @@ def _save(run: _Run) -> None:
     save_checkpoint(run.options.output / CHECKPOINT, state)
     _save_weights(run, "last.safetensors")
     if run.log:
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, list(run.log[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(run.log)
-        write_file(run.options.output / "log.csv", text.getvalue().encode())
+        write_file(run.options.output / "log.csv", table_csv(run.log, list(run.log[0])))
 
 
 def _save_weights(run: _Run, name: str) -> None:

@@ -105,3 +105,20 @@ def test_split_and_evaluate_from_the_command_line(tmp_path: Path) -> None:
     scored = _gliomap("evaluate", tmp_path / "data", tmp_path / "data", "-o", tmp_path / "scores.csv")
     assert scored.returncode == 0
     assert (tmp_path / "scores.csv").is_file()
+
+
+def test_a_dry_run_says_what_a_training_takes_and_needs_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = ["--set", "network.settings.base=4", "--set", "training.patch_size=[16,16,16]", "--set", "training.patches=8"]
+    shown = _gliomap("train", "attention_resunet_small", "--dry-run", *small)
+    assert shown.returncode == 0
+    assert '"learning_rate": 0.002' in shown.stdout
+    assert shown.stdout.splitlines()[-1].split()[:4] == ["attention_resunet_small", "8", "2", "1"]
+    (stage,) = json.loads(_gliomap("train", "attention_resunet_small", "--dry-run", "--json", *small).stdout)["stages"]
+    assert (stage["steps"], stage["patches"]) == (2, 8)
+    assert stage["memory_bytes"] > 1e6
+    assert stage["time_s"] > 0
+    assert not list(tmp_path.iterdir())
+    nothing = _gliomap("train", "attention_resunet_small")
+    assert nothing.returncode == 2
+    assert "needs DATA and -o" in nothing.stderr

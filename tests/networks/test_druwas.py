@@ -66,3 +66,15 @@ def test_weights_carry_over_to_another_activation():
         assert not torch.allclose(relu(x), swish(x))
     with pytest.raises(ValueError, match="no activation is called 'tanh'"):
         DRUwAS(activation="tanh")
+
+
+def test_recomputed_activations_cost_no_accuracy():
+    torch.manual_seed(0)
+    kept = DRUwAS(base=8, depth=2)
+    again = DRUwAS(base=8, depth=2, recompute=True)
+    again.load_state_dict(kept.state_dict())
+    x = images(4, 8)
+    for network in (kept, again):
+        network(x).square().mean().backward()
+    for (name, a), b in zip(kept.named_parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, msg=name)

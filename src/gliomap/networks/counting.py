@@ -175,8 +175,8 @@ class _FusedAttention(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func is F.scaled_dot_product_attention and len(args) == 3 and args[0].ndim == 4:
-            return _FUSED(*args, **(kwargs or {}))[0]
+        if func is F.scaled_dot_product_attention and len(args) == 3 and args[0].ndim == 4 and not kwargs:
+            return _FUSED(*args)[0]
         return func(*args, **(kwargs or {}))
 
 

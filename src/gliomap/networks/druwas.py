@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gliomap.networks.base import Network, Outputs
+from gliomap.networks.base import Network, Outputs, run
 
 Activation = Literal["relu", "silu", "leaky_relu", "gelu"]
 
@@ -112,9 +112,11 @@ class DRUwAS(Network):
         depth: levels above the bottleneck.
         residual: residual blocks; without, plain double convolutions.
         blocks_per_level: two in the paper's network, one in the ablation's baseline.
+        decoder_blocks: the same for the decoder alone; None as many as the encoder. The paper does not say.
         attention_gate: gates on the skips.
         spatial_attention: spatial attention on the concatenation of skip and decoder.
         activation: ReLU in the first stage of training, SiLU (Swish) in the second.
+        recompute: activations of encoder and decoder levels are computed again for the backward pass instead of being kept.
     """
 
     def __init__(  # noqa: PLR0913 - every size of the network is a named argument
@@ -126,9 +128,11 @@ class DRUwAS(Network):
         depth: int = 4,
         residual: bool = True,
         blocks_per_level: int = 2,
+        decoder_blocks: int | None = None,
         attention_gate: bool = True,
         spatial_attention: bool = True,
         activation: Activation = "relu",
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         if activation not in _ACTIVATIONS:
@@ -137,8 +141,10 @@ class DRUwAS(Network):
         self.size_divisor = 2**depth
         block = ResidualBlock if residual else DoubleConv
 
-        def level(i: int, o: int) -> nn.Sequential:
-            return nn.Sequential(*(block(i if n == 0 else o, o, activation) for n in range(blocks_per_level)))
+        self.recompute = recompute
+
+        def level(i: int, o: int, count: int = blocks_per_level) -> nn.Sequential:
+            return nn.Sequential(*(block(i if n == 0 else o, o, activation) for n in range(count)))
 
         widths = [base * 2**k for k in range(depth + 1)]
         self.encoder = nn.ModuleList(level(i, o) for i, o in zip([in_channels, *widths], widths[:-1], strict=False))
@@ -147,7 +153,8 @@ class DRUwAS(Network):
         self.up = nn.ModuleList(nn.ConvTranspose3d(2 * width, width, 2, stride=2) for width in widths[:-1])
         self.gates = nn.ModuleList(AttentionGate(w, activation) for w in widths[:-1] if attention_gate)
         self.spatial = nn.ModuleList(SpatialAttention(2 * w) for w in widths[:-1] if spatial_attention)
-        self.decoder = nn.ModuleList(level(2 * width, width) for width in widths[:-1])
+        after = blocks_per_level if decoder_blocks is None else decoder_blocks
+        self.decoder = nn.ModuleList(level(2 * width, width, after) for width in widths[:-1])
         self.head = nn.Conv3d(base, out_channels, 1)
 
     def supervised(self, x: Tensor) -> Outputs:
@@ -163,7 +170,7 @@ class DRUwAS(Network):
         skips: list[Tensor] = []
         maps: dict[str, Tensor] = {}
         for stage in self.encoder:
-            skips.append(stage(x))
+            skips.append(run(stage, x, recompute=self.recompute))
             x = self.pool(skips[-1])  # (B, C_k, D / 2^k, H / 2^k, W / 2^k)
         x = self.bottleneck(x)
         for level in reversed(range(len(skips))):
@@ -175,5 +182,5 @@ class DRUwAS(Network):
             if len(self.spatial):
                 maps[f"SA_{level + 1}"] = self.spatial[level](x)
                 x = x * maps[f"SA_{level + 1}"]
-            x = self.decoder[level](x)
+            x = run(self.decoder[level], x, recompute=self.recompute)
         return self.head(x), maps

@@ -1,0 +1,151 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from networks.tiny import TINY
+
+from gliomap.networks import build_network, training_cost
+from gliomap.networks.counting import count_step
+from gliomap.networks.training_cost import HEAP_BYTES, patch_size, patch_time_s, training_memory_bytes
+from gliomap.recipe import LossSpec, NetworkSpec, Recipe, Training, with_settings
+from gliomap.recipes import RECIPES
+
+CGA = replace(
+    RECIPES["cga_unet"],
+    network=NetworkSpec("cga_unet", TINY["cga_unet"]),
+    training=replace(RECIPES["cga_unet"].training, patch_size=(32, 16, 16), batch_size=2, amsgrad=False),
+)
+
+
+def recipe(name: str, size: tuple[int, int, int], batch: int, **settings) -> Recipe:
+    network = NetworkSpec(name, TINY[name] | settings)
+    training = Training(patches=100, patch_size=size, batch_size=batch, learning_rate=1.0)
+    return Recipe("", "", network, training)
+
+
+def weights(of: Recipe) -> int:
+    return sum(p.numel() for p in build_network(of).parameters())
+
+
+def test_memory_is_four_times_the_weights_and_the_step(monkeypatch):
+    def total(outputs, *_):
+        return {"term": outputs.logits[0].sum()}
+
+    monkeypatch.setattr(training_cost, "build_loss", lambda _: total)
+    druwas = recipe("druwas", (16, 16, 16), 2)
+    with torch.device("meta"):
+        network = build_network(druwas)
+    step = count_step(network, (16, 16, 16), 2, lambda outputs: total(outputs)["term"]).memory_bytes
+    expected = HEAP_BYTES + 4 * 4 * weights(druwas) + step
+    assert training_memory_bytes(druwas) == pytest.approx(expected, abs=100)
+
+
+def test_the_losss_own_memory_counts(monkeypatch):
+    druwas = recipe("druwas", (16, 16, 16), 2)
+    whole = training_memory_bytes(druwas)
+    monkeypatch.setattr(training_cost, "build_loss", lambda _: lambda outputs, *_: {"term": outputs.logits[0].sum()})
+    one_hot = 2 * 4 * 16**3 * 4
+    assert whole > training_memory_bytes(druwas) + one_hot
+
+
+def test_amsgrad_keeps_one_moment_more_and_frozen_weights_none():
+    more = training_memory_bytes(with_settings(CGA, ["training.amsgrad=true"])) - training_memory_bytes(CGA)
+    assert more == 4 * weights(CGA)
+    trained = recipe("druwas", (8, 8, 8), 1, base=32)
+    frozen = replace(trained, frozen=("bottleneck",))
+    held = sum(p.numel() for p in build_network(trained).get_submodule("bottleneck").parameters())
+    less = training_memory_bytes(trained) - training_memory_bytes(frozen)
+    assert less >= 3 * 4 * held
+    assert less == pytest.approx(3 * 4 * held, rel=0.2)  # and some activations
+
+
+def test_memory_grows_with_the_batch_and_slices_are_one():
+    one, two, three = (training_memory_bytes(recipe("druwas", (16, 16, 16), batch)) for batch in (1, 2, 3))
+    assert two - one == pytest.approx(three - two, rel=0.01)
+    assert two - one > 1e6
+    assert training_memory_bytes(recipe("unet2d", (6, 32, 32), 1)) == training_memory_bytes(
+        recipe("unet2d", (1, 32, 32), 6)
+    )
+
+
+def test_the_losses_last_epoch_counts():
+    """The prototypes' distances cost a little, and only from their epoch on."""
+    late = replace(CGA.training, loss=LossSpec("supervised_attention", {"inter_from_epoch": 10**9}))
+    assert training_memory_bytes(CGA) >= training_memory_bytes(replace(CGA, training=late))
+    with torch.device("meta"):
+        outputs = build_network(CGA).supervised(torch.zeros(1, 4, 16, 16, 16, device="meta"))
+    epochs = []
+
+    def build(spec):
+        def loss(given, classes, target, epoch):
+            epochs.append(epoch)
+            return {"term": given.logits[0].sum()}
+
+        return loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_cost, "build_loss", build)
+        training_cost._loss(CGA, outputs)
+    assert epochs == [CGA.training.patches // CGA.training.validate_every]
+
+
+def test_patches_of_a_2d_network_are_slices():
+    two, three = (build_network(recipe(name, (8, 16, 16), 1)) for name in ("unet2d", "druwas"))
+    assert patch_size(two, (8, 24, 32)) == ((24, 32), 8)
+    assert patch_size(three, (8, 24, 32)) == ((8, 24, 32), 1)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine on which a step takes 10 ms and 1 us for each voxel; lists what was tried."""
+    clock, tried = [0.0], []
+
+    def step(_recipe, network, size, batch):
+        seconds = 0.01 + 1e-6 * batch * torch.Size(size).numel()
+        clock[0] += seconds
+        tried.append((tuple(size), batch))
+        return seconds
+
+    monkeypatch.setattr(training_cost, "_step_time_s", step)
+    monkeypatch.setattr(training_cost.time, "perf_counter", lambda: clock[0])
+    return tried, clock
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "batch"),
+    [
+        ("druwas", (128, 160, 128), 4),
+        ("druwas", (16, 16, 16), 1),
+        ("unet2d", (1, 240, 240), 32),
+        ("unet2d", (8, 192, 192), 2),
+    ],
+)
+def test_time_of_a_patch_is_that_of_its_share_of_a_batch(machine, name, size, batch):
+    tried, clock = machine
+    expected = (0.01 + 1e-6 * batch * torch.Size(size).numel()) / batch
+    assert patch_time_s(recipe(name, size, batch), limit_s=3) == pytest.approx(expected)
+    assert clock[0] < 3
+    divisor = 4
+    assert all(n % divisor == 0 for axes, _ in tried for n in axes)
+    assert all(axis <= whole for axes, _ in tried for axis, whole in zip(axes, size[-len(axes) :], strict=True))
+    assert all(patches >= 2 for _, patches in tried)  # one patch alone takes longer than its share of two
+
+
+def test_a_slow_machine_tries_the_smallest_size_only(machine):
+    tried, _ = machine
+    whole = recipe("druwas", (128, 128, 128), 2)
+    assert patch_time_s(whole, limit_s=0.01) > 0
+    assert set(tried) == {((16, 16, 16), 2)}
+
+
+def test_a_network_of_one_size_is_tried_at_that(machine):
+    tried, _ = machine
+    size = tuple(TINY["unetr"]["patch_size"])
+    patch_time_s(recipe("unetr", size, 2))
+    assert set(tried) == {(size, 2)}
+
+
+def test_a_step_is_timed_on_the_device_itself():
+    assert 0 < patch_time_s(recipe("druwas", (16, 16, 16), 2), "cpu", limit_s=0.05) < 10
+    all_of_it = ("encoder", "bottleneck", "up", "gates", "spatial", "decoder", "head")
+    assert patch_time_s(replace(recipe("druwas", (16, 16, 16), 2), frozen=all_of_it), limit_s=0.05) > 0
