@@ -314,6 +314,10 @@ def test_an_interruption_while_the_first_part_trains_is_resumed(
     monkeypatch.undo()
     with pytest.raises(UsageError, match="already holds a training"):
         _train(second, data, tmp_path / "parts" / "run")
+    other = _variant(tmp_path, **_begun_with(replace(first, training=replace(first.training, patches=10))))
+    with pytest.raises(UsageError, match="recipe is not the one"):
+        _train(other, data, tmp_path / "parts" / "run", resume=True)
+    second = _variant(tmp_path, **_begun_with(first))
     resumed = _train(second, data, tmp_path / "parts" / "run", resume=True)
     assert _same(_weights(whole.model), _weights(resumed.model))
 
@@ -421,3 +425,29 @@ def test_a_model_of_the_whole_tumour_is_scored_by_it_alone(data: Path, tmp_path:
     found = segment(SegmentOptions(study, tmp_path / "out", model=result.model, score=True, device="cpu", quiet=True))
     assert set(found.done[0].volumes_ml) == {"WT"}
     assert {row.region for row in found.done[0].scores} == {"WT"}
+
+
+def test_dropout_resumes_exactly_too(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ["network.settings.base=8", "network.settings.blocks=[1,1,1,1]", "training.patch_size=[16,32,32]",
+                "inference.window=[16,32,32]", "training.patches=8", "training.validate_every=4"]  # fmt: skip
+    run = {"settings": settings}
+    whole = _train("cga_unet_baseline_fair", data, tmp_path / "whole", **run)
+    monkeypatch.setattr("gliomap.train._step", _interrupt_after(2))
+    with pytest.raises(Interrupted):
+        _train("cga_unet_baseline_fair", data, tmp_path / "parts", **run)
+    monkeypatch.undo()
+    parts = _train("cga_unet_baseline_fair", data, tmp_path / "parts", resume=True, **run)
+    assert _same(_weights(whole.model), _weights(parts.model))
+
+
+def test_what_a_recipe_starts_from_never_sees_its_validation_studies(data: Path, tmp_path: Path) -> None:
+    first = recipe_from_json(Path(_variant(tmp_path, name="first")).read_text())
+    shares = replace(first.training, validation_share=0.5, test_share=0.25)
+    second = _variant(tmp_path, **_begun_with(first, training=shares))
+    _train(second, data, tmp_path / "runs" / "second", max_time_s=1e-6)
+    outer, inner = (
+        json.loads((tmp_path / "runs" / "second" / place / "run.json").read_text())["studies"]
+        for place in ("", "starts_from/first")
+    )
+    assert [len(outer[part]) for part in ("training", "validation", "test")] == [1, 2, 1]
+    assert {part: outer[part] for part in outer} == {part: inner[part] for part in outer}

@@ -40,6 +40,10 @@ CHECKPOINT, MODEL = "checkpoint.pt", "model.safetensors"
 CHECKPOINT_EVERY_S = 120.0
 
 
+_Split = tuple[list[Study], list[Study], list[Study]]
+"""The studies that train, validate, and are kept for a test."""
+
+
 @dataclass(frozen=True)
 class TrainOptions:
     """What `train` is asked for.
@@ -72,7 +76,7 @@ class TrainResult:
     ended: str
     failed: dict[str, str]
     warnings: list[str]
-    layouts: dict[str, int]
+    layouts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -120,24 +124,27 @@ def train(options: TrainOptions) -> TrainResult:
         InputError: no study is left, or the loss is not finite.
         Interrupted: Ctrl-C was pressed; the step at hand was finished and everything is saved.
     """
-    return _train(options, with_settings(find_recipe(options.recipe), options.settings))
-
-
-def _train(options: TrainOptions, recipe: Recipe) -> TrainResult:
-    record = RunRecord("train", options)
+    recipe = with_settings(find_recipe(options.recipe), options.settings)
     _refuse_wrong_place(options, recipe)
     studies = [s for s in find_studies(options.data, parse_labels(options.labels)) if s.label or s.problem]
-    training, validation, test = _divide(options, recipe, studies)
+    split = _divide(options, recipe, studies)
     check(recipe, find_device(options.device))
-    starts, limit_s = _starts(options, recipe, training, validation)
+    result = _train(options, recipe, split)
+    unused = len(studies) - sum(len(part) for part in split)
+    odd = [f"{unused} studies are in no fold of {options.folds} and are not used"] if unused else []
+    return replace(result, warnings=odd + result.warnings, layouts=count_layouts(studies))
+
+
+def _train(options: TrainOptions, recipe: Recipe, split: _Split) -> TrainResult:
+    """One training of the studies as divided, after those that it starts from, which see the same studies."""
+    record = RunRecord("train", options)
+    write_file(options.output / "recipe.json", recipe_json(recipe).encode())
+    starts, limit_s = _starts(options, recipe, split)
+    training, validation, test = split
     found = prepare_studies(training, validation, recipe, quiet=options.quiet)
     warnings = [f"reproduction: {text}" for text in cautions(recipe)] + found.warnings
-    unused = len(studies) - len(training) - len(validation) - len(test)
-    if unused:
-        warnings.append(f"{unused} studies are in no fold of {options.folds} and are not used")
     run = _set_up(options, recipe, found, limit_s)
     run.test = [s.id for s in test]
-    write_file(options.output / "recipe.json", recipe_json(recipe).encode())
     if (options.output / CHECKPOINT).exists():
         _restore(run)
     else:
@@ -160,7 +167,7 @@ def _train(options: TrainOptions, recipe: Recipe) -> TrainResult:
         raise Interrupted(f"interrupted after {run.patches} patches; continue with the same command and --resume")
     best = {r: run.best[f"dice_{r}"] for r in recipe.target.regions} if run.best and found.validation else {}
     model = options.output / MODEL
-    return TrainResult(model, best, run.patches, ended, found.failed, warnings, count_layouts(studies))
+    return TrainResult(model, best, run.patches, ended, found.failed, warnings)
 
 
 def _refuse_wrong_place(options: TrainOptions, recipe: Recipe) -> None:
@@ -177,9 +184,7 @@ def _refuse_wrong_place(options: TrainOptions, recipe: Recipe) -> None:
         raise UsageError(f"the recipe is not the one in {options.output}; resume with the same recipe and settings")
 
 
-def _divide(
-    options: TrainOptions, recipe: Recipe, studies: list[Study]
-) -> tuple[list[Study], list[Study], list[Study]]:
+def _divide(options: TrainOptions, recipe: Recipe, studies: list[Study]) -> _Split:
     if not studies:
         raise InputError(f"{options.data} has no study with a label map; training needs labelled studies")
     if options.folds is not None:
@@ -188,9 +193,7 @@ def _divide(
     return draw_split(studies, settings.validation_share, settings.test_share, options.fold, options.seed)
 
 
-def _starts(
-    options: TrainOptions, recipe: Recipe, training: list[Study], validation: list[Study]
-) -> tuple[list[tuple[Start, Path]], float]:
+def _starts(options: TrainOptions, recipe: Recipe, split: _Split) -> tuple[list[tuple[Start, Path]], float]:
     """The trained models that this training begins with, and the seconds left for itself.
 
     Each is one found below or beside the output (see `finished_training`), or is trained now, below the output. The time
@@ -204,14 +207,13 @@ def _starts(
     folders: list[Path | None] = []
     for start in recipe.starts_from:
         places = [_own_place(options, start), *neighbours]
-        folders.append(finished_training(places, start.recipe, options.seed, training, validation))
+        folders.append(finished_training(places, start.recipe, options.seed, *split[:2]))
     share = limit / (folders.count(None) + 1)
     found: list[tuple[Start, Path]] = []
     for start, finished in zip(recipe.starts_from, folders, strict=True):
         own = _own_place(options, start)
         if finished is None:
-            begun = any(own.rglob(CHECKPOINT))
-            _train(replace(options, output=own, max_time_s=share, resume=begun), start.recipe)
+            _train(replace(options, output=own, max_time_s=share), start.recipe, split)
         found.append((start, (finished or own) / MODEL))
     return found, share
 
@@ -297,6 +299,8 @@ def _step(run: _Run, bar: Bar) -> dict[str, float]:
         group["lr"] = settings.learning_rate * factor
     if run.network.spatial_dims == 2:
         x, y = as_slices(x), as_slices(y)
+    seed = np.random.default_rng([run.options.seed, 3, run.patches]).integers(2**62)
+    torch.manual_seed(int(seed))  # dropout, too, depends on the seed and the patch alone
     outputs = run.supervised(fast_layout(x))
     terms = run.loss(outputs, y, run.recipe.target, run.patches // settings.validate_every)
     loss = torch.stack(list(terms.values())).sum()

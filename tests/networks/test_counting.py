@@ -151,6 +151,20 @@ def test_weights_and_gradients_are_not_activations():
     assert weights <= step < 1.1 * weights  # the gradient on its way to the one that is kept
 
 
+def test_a_view_of_weights_is_no_activation_either():
+    network = on_meta(lambda: Net(lambda n, x: n.body(x), body=nn.Linear(6, 1000)))
+    assert count_forward(network, (1, 1, 6)).memory_bytes == (6 + 1000) * FLOAT
+
+
+def test_forward_is_counted_as_in_use_and_a_step_as_in_training():
+    network = on_meta(lambda: Net(lambda n, x: n.body(x), body=nn.Sequential(nn.Conv3d(1, 2, 1), nn.Dropout(0.5))))
+    voxels = 4 * 5 * 6
+    assert count_forward(network, (4, 5, 6)).memory_bytes == voxels * FLOAT * (1 + 2)
+    dropped = count_step(network, (4, 5, 6), 1, total).memory_bytes
+    assert dropped > voxels * FLOAT * (1 + 2 + 2)  # what goes in, what comes out, and where
+    assert count_step(on_meta(lambda: chain(1)), (4, 5, 6), 1, total).memory_bytes < dropped
+
+
 def test_what_is_counted_is_what_a_real_step_allocates():
     def network():
         torch.manual_seed(0)
@@ -271,6 +285,8 @@ def test_layers_that_call_each_other_share_nothing():
 def test_a_wrapped_network_has_the_parts_of_the_wrapped_one():
     parts = nn.ModuleDict({"a": nn.ReLU(), "b": nn.ModuleList([nn.ReLU(), nn.Identity(), nn.ReLU()])})
     assert list(layers(Net(None, parts=parts, head=nn.ReLU()))) == ["parts.a", "parts.b.0", "parts.b.2", "head"]
+    repeated = nn.Sequential(nn.ModuleList([nn.ReLU(), nn.ReLU()]))  # a part that is nothing but a list
+    assert list(layers(Net(None, repeated=repeated, head=nn.ReLU()))) == ["repeated.0.0", "repeated.0.1", "head"]
     assert list(layers(Net(None, inner=nn.Sequential(nn.ReLU(), nn.Tanh())))) == ["inner.0", "inner.1"]
     assert list(layers(Net(None, head=nn.ReLU()))) == ["head"]
 
