@@ -424,6 +424,7 @@ def test_a_model_of_the_whole_tumour_is_scored_by_it_alone(data: Path, tmp_path:
     (study, *_) = sorted(p for p in data.iterdir() if p.is_dir())
     found = segment(SegmentOptions(study, tmp_path / "out", model=result.model, score=True, device="cpu", quiet=True))
     assert set(found.done[0].volumes_ml) == {"WT"}
+    assert any(text.startswith("this model tells WT only") for text in found.done[0].warnings)
     assert {row.region for row in found.done[0].scores} == {"WT"}
 
 

@@ -195,7 +195,7 @@ def _segment_study(
     volume, warnings = study.read(modalities, skull_on_anyway=options.skull_on_anyway)
     told = model.recipe.preprocessing.crop == "truth_centre"
     convention, truth, odd = _known_labels(study, volume, options, wanted=options.score or told)
-    odd += [f"reproduction: {text}" for text in cautions(model.recipe)]
+    odd += [f"reproduction: {text}" for text in cautions(model.recipe)] + _coarse(model.recipe.target)
     read = time.perf_counter()
     classes = segmenter(volume, truth)
     times = {"read": read - start, "segment": time.perf_counter() - read}
@@ -226,6 +226,13 @@ def _segment_study(
         outputs={path.as_posix(): hashlib.sha256(content).hexdigest() for path, content in contents.items()},
     )
     return result, contents
+
+
+def _coarse(target: Target) -> list[str]:
+    """What a map cannot tell that its colours and label values would seem to."""
+    if len(target.regions) == len(REGIONS):
+        return []
+    return [f"this model tells {', '.join(target.regions)} only; the tissues inside are not told apart in its label map"]
 
 
 def _known_labels(

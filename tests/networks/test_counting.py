@@ -100,7 +100,7 @@ def test_scores_that_no_kernel_writes_down_need_no_memory():
     assert step.gmac == pytest.approx((2 * convolution + 3.5 * attention) / 1e9)
 
 
-@pytest.mark.parametrize("name", [name for name in TINY if name != "swin_unetr"])
+@pytest.mark.parametrize("name", TINY)
 def test_torchs_own_counter_agrees_and_rows_have_everything(name):
     network, size = tiny(name)
     forward = count_forward(network, size)

@@ -16,7 +16,8 @@ from gliomap.recipe import Recipe
 HEAP_BYTES = 500_000_000
 """What Linux's C library keeps of the memory that tensors no longer use: 0.4 to 0.7 GB were measured, whatever the network."""
 _FLOAT_BYTES = 4
-_STEPS = 2
+_Trial = tuple[tuple[int, ...], int]
+"""The size of a patch, and how many of them."""
 
 
 def training_memory_bytes(recipe: Recipe) -> int:
@@ -36,23 +37,21 @@ def training_memory_bytes(recipe: Recipe) -> int:
 def patch_time_s(recipe: Recipe, device: torch.device | str = "cpu", limit_s: float = 3.0) -> float:
     """Seconds of training per patch, expected after trying smaller batches of smaller patches for about ``limit_s``.
 
-    A step is taken to cost so much, and so much more for each voxel, as the smallest and the largest trial say. A network
-    that takes one size only is tried at that, however long it takes. Reading and augmenting patches, the optimiser's own
-    arithmetic and validation come on top.
+    A step is taken to cost so much, and so much more for each voxel, as the smallest and the largest trial say; two are made
+    however long they take, since on a busy machine the smallest says nothing of the others. A network that takes one size
+    only is tried at that. Reading and augmenting patches, the optimiser's own arithmetic and validation come on top.
     """
     network = _build(recipe, device)
     whole, slices = patch_size(network, recipe.training.patch_size)
     batch = slices * recipe.training.batch_size
     trials = _trials(network, whole, batch)
     begun = time.perf_counter()
-    timed = [_timed(recipe, network, trials[0])]
-    if len(trials) > 1 and time.perf_counter() - begun < limit_s / 2:
-        timed.append(_timed(recipe, network, trials[1]))
-        voxels, step_s = timed[-1]
-        left_s = limit_s - (time.perf_counter() - begun)
-        affordable = [t for t in trials[2:] if _STEPS * step_s * _voxels(*t) / voxels <= left_s]
-        timed += [_timed(recipe, network, trial) for trial in affordable[-1:]]
-    return _expected_s(timed, _voxels(whole, batch)) / recipe.training.batch_size
+    timed = [_timed(recipe, network, trial, limit_s) for trial in trials[:2]]
+    voxels, step_s = timed[-1]
+    left_s = limit_s - (time.perf_counter() - begun)
+    affordable = [trial for trial in trials[2:] if 2 * step_s * _voxels(trial) / voxels <= left_s]
+    timed += [_timed(recipe, network, trial, limit_s) for trial in affordable[-1:]]
+    return _expected_s(timed, _voxels((whole, batch))) / recipe.training.batch_size
 
 
 def patch_size(network: Network, size: tuple[int, int, int]) -> tuple[tuple[int, ...], int]:
@@ -60,16 +59,18 @@ def patch_size(network: Network, size: tuple[int, int, int]) -> tuple[tuple[int,
     return (size, 1) if network.spatial_dims == 3 else (size[1:], size[0])
 
 
-def _trials(network: Network, whole: tuple[int, ...], batch: int) -> list[tuple[tuple[int, ...], int]]:
-    """Sizes and numbers of patches: two of every size up to the whole one, then the whole batch.
+def _trials(network: Network, whole: tuple[int, ...], batch: int) -> list[_Trial]:
+    """What to try, from few voxels to many: two patches of every size, four of the smallest, and the whole batch.
 
-    Not one, which on a CPU is slower than its share of two. No axis is shorter than two voxels where the network is
+    Never one, which on a CPU is slower than its share of two. No axis is shorter than two voxels where the network is
     coarsest, since one voxel cannot be normalised.
     """
     divisor = network.size_divisor
     sizes = [tuple(min(max(-(-n * part // (8 * divisor)), 2) * divisor, n) for n in whole) for part in range(1, 9)]
-    trials = [(size, 2) for size in dict.fromkeys(sizes) if _takes(network, size)]
-    return [*trials, (whole, batch)] if batch > 2 else trials
+    sizes = [size for size in sizes if _takes(network, size)]
+    largest = (whole, max(batch, 2))
+    trials = {_voxels(trial): trial for trial in (*((size, 2) for size in sizes), (sizes[0], 4), largest)}
+    return [trials[voxels] for voxels in sorted(trials) if voxels <= _voxels(largest)]
 
 
 def _takes(network: Network, size: tuple[int, ...]) -> bool:
@@ -80,7 +81,8 @@ def _takes(network: Network, size: tuple[int, ...]) -> bool:
     return True
 
 
-def _voxels(size: tuple[int, ...], patches: int) -> int:
+def _voxels(trial: _Trial) -> int:
+    size, patches = trial
     return math.prod(size) * patches
 
 
@@ -92,9 +94,12 @@ def _expected_s(timed: list[tuple[int, float]], voxels: int) -> float:
     return longest_s + (longest_s - shortest_s) / (most - fewest) * (voxels - most)
 
 
-def _timed(recipe: Recipe, network: Network, trial: tuple[tuple[int, ...], int]) -> tuple[int, float]:
-    """Voxels and seconds of a step, the fastest of a few; the first of a size prepares the kernels."""
-    return _voxels(*trial), min(_step_time_s(recipe, network, *trial) for _ in range(_STEPS))
+def _timed(recipe: Recipe, network: Network, trial: _Trial, limit_s: float) -> tuple[int, float]:
+    """Voxels and seconds of a step; of the second one, where there is time, since the first of a size prepares the kernels."""
+    seconds = _step_time_s(recipe, network, *trial)
+    if seconds < limit_s / 4:
+        seconds = min(seconds, _step_time_s(recipe, network, *trial))
+    return _voxels(trial), seconds
 
 
 def _build(recipe: Recipe, device: torch.device | str) -> Network:
