@@ -130,7 +130,7 @@ def test_losses_are_found_by_name():
     assert built.keys() == terms_of(logits, classes).keys()
     with pytest.raises(UsageError, match="no loss is called"):
         build_loss(LossSpec("nothing"))
-    with pytest.raises(UsageError, match="has no setting nothing"):
+    with pytest.raises(UsageError, match="there is no setting nothing"):
         build_loss(LossSpec("cross_entropy_dice", {"nothing": 1}))
 
 
@@ -414,11 +414,11 @@ def test_settings_are_bound_and_checked_before_training():
     )
     assert built(outputs, classes, ALL_CLASSES, 2) == wanted
     for settings, words in (
-        ({"inter": "both"}, "has inter 'both'"),
-        ({"inter_from_epoch": "soon"}, "has inter_from_epoch 'soon'"),
-        ({"skip_absent": 1}, "has skip_absent 1"),
-        ({"segmentation": "supervised_attention"}, "has segmentation 'supervised_attention'"),
-        ({"reversed": True}, "has no setting reversed; expected segmentation, attention_weight, inter"),
+        ({"inter": "both"}, "inter is 'both'"),
+        ({"inter_from_epoch": "soon"}, "inter_from_epoch is 'soon'"),
+        ({"skip_absent": 1}, "skip_absent is 1"),
+        ({"segmentation": "supervised_attention"}, "segmentation is 'supervised_attention'"),
+        ({"reversed": True}, "there is no setting reversed; expected segmentation, attention_weight, inter"),
     ):
         with pytest.raises(UsageError, match=words):
             build_loss(LossSpec("supervised_attention", settings))

@@ -74,6 +74,7 @@ def test_the_table_has_every_network_once_under_its_first_recipe(few):
         ("druwas", "druwas", ""),
     ]
     assert [row.input for row in rows] == [(4, 32, 32, 32)] * 2 + [(1, 32, 32), (2, 32, 32), (4, 16, 16, 16)]
+    assert [row.outputs for row in rows] == [4, 4, 4, 4, 3]
     assert rows[-1].settings == {}
 
 
@@ -81,7 +82,7 @@ def test_no_two_of_all_networks_are_the_same(monkeypatch):
     monkeypatch.setattr(verb, "count_forward", lambda *_: Forward(1.0, 1, ()))
     monkeypatch.setattr(verb, "count_step", lambda *_: Step(1.0, 1))
     rows = models(ModelsOptions(quiet=True)).models
-    distinct = {json.dumps([row.network, row.settings, row.input[0]], sort_keys=True) for row in rows}
+    distinct = {json.dumps([row.network, row.settings, row.input[0], row.outputs], sort_keys=True) for row in rows}
     assert len(distinct) == len(rows) == len({row.name for row in rows})
     assert {row.network for row in rows} == set(NETWORKS)
     assert not [row.name for row in rows if row.name.endswith("_fair")]

@@ -56,3 +56,23 @@ def test_what_cannot_be_trained_is_refused_before_it_begins_whatever_comes_first
     last = replace(SMALL, starts_from=(Start(replace(SMALL, **changes)),))
     with pytest.raises(UsageError, match=message):
         check(last, CPU)
+
+
+def test_weights_that_will_not_fit_are_refused_before_they_are_trained():
+    wider = replace(SMALL, name="wider", network=NetworkSpec("attention_resunet", {"base": 6}))
+    with pytest.raises(UsageError, match="wider will not fit the network"):
+        check(replace(SMALL, starts_from=(Start(wider),)), CPU)
+    with pytest.raises(UsageError, match="will not fit the part 'nothing'"):
+        check(replace(SMALL, starts_from=(Start(SMALL, "nothing"),)), CPU)
+    check(replace(SMALL, starts_from=(Start(SMALL),)), CPU)
+
+
+def test_late_fusion_must_know_what_its_logits_mean():
+    small = {
+        "dynunet": {"filters": [4, 4, 4]},
+        "segresnet": {"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1]},
+    }
+    late = replace(SMALL, network=NetworkSpec("late_fusion", small), frozen=("dynunet", "segresnet"))
+    with pytest.raises(UsageError, match=r"set network\.settings\.kind=softmax"):
+        check(late, CPU)
+    check(replace(late, network=NetworkSpec("late_fusion", small | {"kind": "softmax"})), CPU)

@@ -336,7 +336,7 @@ def test_frozen_parts_keep_their_weights_and_others_do_not(data: Path, tmp_path:
 
 def test_weights_that_do_not_fit_are_refused(data: Path, tmp_path: Path) -> None:
     first = with_settings(RECIPES["attention_resunet_small"], [*SETTINGS, "name=first", "network.settings.base=6"])
-    with pytest.raises(UsageError, match="the weights of first do not fit the network"):
+    with pytest.raises(UsageError, match="the weights of first will not fit the network of second"):
         _train(_variant(tmp_path, **_begun_with(first)), data, tmp_path / "run", max_time_s=1e-6)
 
 

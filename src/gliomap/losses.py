@@ -8,14 +8,13 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
-import pydantic
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from gliomap.classes import ALL_CLASSES, RC, Target
 from gliomap.errors import UsageError
-from gliomap.recipe import LossSpec
+from gliomap.recipe import LossSpec, setting_problems
 
 if TYPE_CHECKING:
     from gliomap.networks.base import Outputs
@@ -141,8 +140,8 @@ def supervised_attention(  # noqa: PLR0913 - what a recipe may set are named arg
     L_M is ``segmentation``; the paper's is the Dice summed over the classes. L_A is ``attention_weight`` times the mean square
     error of the raw class maps against the true classes at their size; the paper says 1, its code 20. L_I is
     ``inter_weight`` times `inter_class` and counts from epoch ``inter_from_epoch`` (0 is the first); a negative weight draws
-    the classes together. With ``skip_absent`` it leaves out the classes that the truth, at that size, does not have: they have
-    no features.
+    the classes together. With ``skip_absent`` it leaves out the classes that the truth, at that size, does not have: the mean
+    of their features means nothing.
 
     Raises:
         UsageError: the network has no supervised attention module.
@@ -171,6 +170,7 @@ def inter_class(prototypes: Tensor, present: Tensor, form: Literal["code", "pape
     D the sum over the samples of the root of all squared distances. A sample with fewer than two classes adds nothing.
     Gradients are finite where prototypes coincide.
     """
+    prototypes = prototypes.float()  # half precision cannot hold 100 / D
     others = ~torch.eye(present.shape[1], dtype=torch.bool, device=present.device)
     pairs = present[:, :, None] & present[:, None] & others  # (B, K, K)
     squares = (prototypes[:, :, None] - prototypes[:, None]).square().sum(3) * pairs
@@ -215,14 +215,6 @@ def build_loss(spec: LossSpec) -> Loss:
         raise UsageError(f"no loss is called {spec.name!r}; expected one of {', '.join(LOSSES)}")
     loss = LOSSES[spec.name]
     known = {p.name: p.annotation for p in inspect.signature(loss).parameters.values() if p.kind == p.KEYWORD_ONLY}
-    unknown = [name for name in spec.settings if name not in known]
-    if unknown:
-        raise UsageError(
-            f"the loss {spec.name} has no setting {', '.join(unknown)}; expected {', '.join(known) or 'none at all'}"
-        )
-    for name, value in spec.settings.items():
-        try:
-            pydantic.TypeAdapter(known[name]).validate_python(value, strict=True)
-        except pydantic.ValidationError as error:
-            raise UsageError(f"the loss {spec.name} has {name} {value!r}: {error.errors()[0]['msg']}") from error
+    if problems := setting_problems(spec.settings, known):
+        raise UsageError(f"the loss {spec.name} does not take these settings: {'; '.join(problems)}")
     return functools.partial(loss, **spec.settings)

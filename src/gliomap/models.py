@@ -38,9 +38,9 @@ class ModelsOptions:
 class ModelCost:
     """What one network costs, and what its paper prints of that, None where it prints nothing.
 
-    ``name`` is that of the first recipe with this network. ``input`` is (C, *S), of one patch or slice. Deviations are of
-    ours from the paper's. Memory is in 10^6 bytes beyond the weights: of one patch without gradients, and of one forward
-    and backward pass, gradients of the weights not included.
+    ``name`` is that of the first recipe with this network. ``input`` is (C, *S), of one patch or slice; ``outputs`` are
+    the channels of its logits. Deviations are of ours from the paper's. Memory is in 10^6 bytes beyond the weights: of one
+    patch without gradients, and of one forward and backward pass, gradients of the weights not included.
     """
 
     name: str
@@ -48,6 +48,7 @@ class ModelCost:
     settings: dict[str, Any]
     paper: str
     input: tuple[int, ...]
+    outputs: int
     parameters: int
     gmac: float
     published_parameters_m: float | None
@@ -159,7 +160,7 @@ def _named(name: str) -> _Listed:
 
 
 def _cost(listed: _Listed) -> tuple[ModelCost, tuple[Layer, ...]]:
-    network, size = _built(listed)
+    network, size, outputs = _built(listed)
     learnt = parameters(network)
     forward = count_forward(network, size)
     network.freeze(listed.recipes[0].frozen if listed.recipes else ())
@@ -172,6 +173,7 @@ def _cost(listed: _Listed) -> tuple[ModelCost, tuple[Layer, ...]]:
         settings=listed.settings,
         paper=paper[1] if paper else "",
         input=(network.in_channels, *size),
+        outputs=outputs,
         parameters=learnt,
         gmac=forward.gmac,
         published_parameters_m=millions,
@@ -184,16 +186,17 @@ def _cost(listed: _Listed) -> tuple[ModelCost, tuple[Layer, ...]]:
     return cost, forward.layers
 
 
-def _built(listed: _Listed) -> tuple[Network, tuple[int, ...]]:
-    """The network on the meta device, and the size of the patch or slice that it is counted on."""
+def _built(listed: _Listed) -> tuple[Network, tuple[int, ...], int]:
+    """The network on the meta device, the size of the patch or slice that it is counted on, and the channels it gives."""
     build = NETWORKS[listed.network]
     with torch.device("meta"):
         if not listed.recipes:
-            network = build(_COMMON_INPUTS)
-            return network, _COMMON_PATCH[network.spatial_dims]
+            network, outputs = build(_COMMON_INPUTS), inspect.signature(build).parameters["out_channels"].default
+            return network, _COMMON_PATCH[network.spatial_dims], outputs
         recipe = listed.recipes[0]
-        network = build(len(recipe.modalities), len(recipe.target.channels), **listed.settings)
-    return network, patch_size(network, recipe.training.patch_size)[0]
+        outputs = len(recipe.target.channels)
+        network = build(len(recipe.modalities), outputs, **listed.settings)
+    return network, patch_size(network, recipe.training.patch_size)[0], outputs
 
 
 def _published(listed: _Listed, metric: str) -> float | None:

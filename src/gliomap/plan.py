@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from gliomap.engines import find_device
 from gliomap.errors import UsageError
 from gliomap.machine import available_memory_bytes
 from gliomap.networks import Network, build_network
 from gliomap.networks.training_cost import patch_time_s, training_memory_bytes
-from gliomap.recipe import Recipe
+from gliomap.recipe import Recipe, Start
 
 TRUSTED = 0.8
 """The share of the expected memory that a training is sure to need; the count is within a fifth of what was measured."""
@@ -54,10 +55,20 @@ def check(recipe: Recipe, device: torch.device) -> None:
         UsageError: a network or loss does not take its settings, a size does not fit the network, a part to freeze does not
             exist, or the memory that is free is too little; the message says what to turn down.
     """
-    for start in recipe.starts_from:
-        check(start.recipe, device)
     network = _network(recipe)
     settings = recipe.training
+    for start in recipe.starts_from:
+        check(start.recipe, device)
+        if _shapes(_part(network, start.into)) != _shapes(_network(start.recipe)):
+            raise UsageError(
+                f"the weights of {start.recipe.name} will not fit the {_place(start)} of {recipe.name}; set the network's "
+                "settings alike in both (--set '*.network.settings...' sets them everywhere)"
+            )
+    if getattr(network, "kind", recipe.target.kind) != recipe.target.kind:
+        raise UsageError(
+            f"the network of {recipe.name} mixes {network.kind} probabilities and its target is a {recipe.target.kind}; "
+            f"set network.settings.kind={recipe.target.kind}"
+        )
     for name, size in (("training.patch_size", settings.patch_size), ("inference.window", recipe.inference.window)):
         if size is not None and any(n % d for n, d in zip(size, network.divisors, strict=True)):
             raise UsageError(f"{name} is {size}; expected multiples of {network.divisors}, which the network needs")
@@ -81,6 +92,21 @@ def _network(recipe: Recipe) -> Network:
     except ValueError as error:
         raise UsageError(f"cannot freeze {', '.join(recipe.frozen)}: {error}") from error
     return network
+
+
+def _part(network: Network, name: str) -> nn.Module | None:
+    try:
+        return network.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+def _shapes(module: nn.Module | None) -> dict[str, torch.Size]:
+    return {} if module is None else {name: tensor.shape for name, tensor in module.state_dict().items()}
+
+
+def _place(start: Start) -> str:
+    return f"part {start.into!r}" if start.into else "network"
 
 
 def _trains(network: Network) -> bool:

@@ -243,6 +243,20 @@ def _replaced(content: dict[str, Any], path: list[str], value: Any) -> bool:
     return True
 
 
+def setting_problems(settings: dict[str, Any], known: dict[str, Any]) -> list[str]:
+    """What is wrong with settings by name, given the type of each that is known."""
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        return [f"there is no setting {', '.join(unknown)}; expected {', '.join(known) or 'none at all'}"]
+    found = []
+    for name, value in settings.items():
+        try:
+            pydantic.TypeAdapter(known[name]).validate_json(json.dumps(value), strict=True)
+        except pydantic.ValidationError as error:
+            found.append(f"{name} is {value!r}: {error.errors()[0]['msg']}")
+    return found
+
+
 def cautions(recipe: Recipe) -> list[str]:
     """What of a recipe a careful person would not do: switches that are there to reproduce a paper. Empty for most."""
     found = []

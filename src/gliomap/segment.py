@@ -232,7 +232,9 @@ def _coarse(target: Target) -> list[str]:
     """What a map cannot tell that its colours and label values would seem to."""
     if len(target.regions) == len(REGIONS):
         return []
-    return [f"this model tells {', '.join(target.regions)} only; the tissues inside are not told apart in its label map"]
+    return [
+        f"this model tells {', '.join(target.regions)} only; the tissues inside are not told apart in its label map"
+    ]
 
 
 def _known_labels(

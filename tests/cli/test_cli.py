@@ -107,9 +107,18 @@ def test_split_and_evaluate_from_the_command_line(tmp_path: Path) -> None:
     assert (tmp_path / "scores.csv").is_file()
 
 
-def test_a_dry_run_says_what_a_training_takes_and_needs_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_says_what_a_training_takes_and_needs_no_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    small = ["--set", "network.settings.base=4", "--set", "training.patch_size=[16,16,16]", "--set", "training.patches=8"]
+    small = [
+        "--set",
+        "network.settings.base=4",
+        "--set",
+        "training.patch_size=[16,16,16]",
+        "--set",
+        "training.patches=8",
+    ]
     shown = _gliomap("train", "attention_resunet_small", "--dry-run", *small)
     assert shown.returncode == 0
     assert '"learning_rate": 0.002' in shown.stdout

@@ -176,5 +176,39 @@ def test_unknown_networks_and_settings_are_refused():
     recipe = next(iter(RECIPES.values()))
     with pytest.raises(UsageError, match="no network is called"):
         build_network(replace(recipe, network=NetworkSpec("nothing")))
-    with pytest.raises(UsageError, match="does not take these settings"):
+    with pytest.raises(UsageError, match="there is no setting nothing"):
         build_network(replace(recipe, network=NetworkSpec(recipe.network.name, {"nothing": 1})))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("druwas", {"attention_gate": "False"}, "attention_gate is 'False'"),
+        ("druwas", {"depth": 0}, "depth is 0; expected 1 or more"),
+        ("druwas", {"base": 8.0}, "base is 8.0"),
+        ("aspp_attention_unet", {"rates": [0, 2, 4]}, "rates is"),
+        ("cga_unet", {"dropout": 1.5}, "dropout is 1.5; expected at least 0 and less than 1"),
+        ("dual_fusion", {"grid": -1}, "grid is -1"),
+        ("dual_fusion", {"dynunet": {"filters": [0, 4, 4]}}, "filters is"),
+        ("swin_unetr", {"num_heads": [4]}, "does not take these settings"),
+    ],
+)
+def test_settings_of_a_wrong_type_or_size_are_refused_and_not_read_as_something_else(name, settings, message):
+    recipe = next(iter(RECIPES.values()))
+    with pytest.raises(UsageError, match="does not take these settings") as caught:
+        build_network(replace(recipe, network=NetworkSpec(name, settings)))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_smallest_legal_size_runs_and_a_smaller_one_is_refused_by_us(name):
+    network = build(name).train()
+    size = [network.size_divisor] * network.spatial_dims
+    if name == "unetr":
+        size = list(network.patch_size)
+    x = torch.zeros(2, CHANNELS, *size)
+    if network.instance_norm:
+        with pytest.raises(InputError, match="one voxel and cannot be normalised"):
+            network(x)
+    else:
+        assert torch.isfinite(network(x)).all()

@@ -1,9 +1,11 @@
+import itertools
 from dataclasses import replace
 
 import pytest
 import torch
 from networks.tiny import TINY
 
+from gliomap.errors import InputError
 from gliomap.networks import build_network, training_cost
 from gliomap.networks.counting import count_step
 from gliomap.networks.training_cost import HEAP_BYTES, patch_size, patch_time_s, training_memory_bytes
@@ -116,6 +118,7 @@ def machine(monkeypatch):
     [
         ("druwas", (128, 160, 128), 4),
         ("druwas", (16, 16, 16), 1),
+        ("druwas", (32, 40, 32), 4),
         ("unet2d", (1, 240, 240), 32),
         ("unet2d", (8, 192, 192), 2),
     ],
@@ -130,6 +133,8 @@ def test_time_of_a_patch_is_that_of_its_share_of_a_batch(machine, name, size, ba
     assert all(2 * divisor <= n <= all_of_it for axes, _ in tried for n, all_of_it in zip(axes, whole, strict=True))
     assert all(patches >= 2 for _, patches in tried)  # one patch alone takes longer than its share of two
     assert len(tried) <= 2 * 3
+    voxels = [torch.Size(axes).numel() * patches for axes, patches in dict.fromkeys(tried)]
+    assert all(more >= 2 * less for less, more in itertools.pairwise(voxels))
 
 
 def test_what_every_step_costs_is_told_from_what_voxels_cost_on_a_slow_machine_too(machine):
@@ -137,6 +142,27 @@ def test_what_every_step_costs_is_told_from_what_voxels_cost_on_a_slow_machine_t
     whole = recipe("druwas", (128, 128, 128), 2)
     assert patch_time_s(whole, limit_s=0.01) == pytest.approx(0.005 + 128**3 * 1e-6)
     assert tried == [((16, 16, 16), 2), ((16, 16, 16), 4)]
+
+
+def test_first_steps_that_the_machine_held_up_say_nothing_of_the_others(machine, monkeypatch):
+    tried, clock = machine
+    plain = training_cost._step_time_s
+
+    def held_up(*step):
+        held_s = max(7.0 - len(tried), 0.0) if len(tried) < 2 else 0.0
+        clock[0] += held_s
+        return plain(*step) + held_s
+
+    monkeypatch.setattr(training_cost, "_step_time_s", held_up)
+    truth_s = 0.005 + 1e-6 * 128**3
+    assert patch_time_s(recipe("druwas", (128, 128, 128), 2)) == pytest.approx(truth_s, rel=0.3)
+    voxels = [torch.Size(size).numel() * batch for size, batch in tried]
+    assert max(voxels) <= 8 * voxels[1]  # by what was seen until then the whole patch could be had for nothing
+
+
+def test_a_patch_that_the_network_cannot_take_is_refused():
+    with pytest.raises(InputError, match="multiple of 4"):
+        patch_time_s(recipe("druwas", (2, 2, 2), 2))
 
 
 def test_a_network_of_one_size_is_tried_at_that(machine):

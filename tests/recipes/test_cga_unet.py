@@ -61,5 +61,5 @@ def test_all_rows_share_the_protocol():
         assert (recipe.augmentation, recipe.postprocessing) == (PAPER.augmentation, PAPER.postprocessing)
         assert build_loss(recipe.training.loss)
         assert recipe_from_json(recipe_json(recipe)) == recipe
-    assert len(BY_NAME) == len(ROWS) == 14
+    assert len(BY_NAME) == len(ROWS) == 18
     assert BY_NAME["cga_unet_context_prior"].inference.window == PAPER.training.patch_size

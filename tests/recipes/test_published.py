@@ -57,6 +57,14 @@ SCORES = """
 002 4 cga_unet_inter           dice  ET 78.09 WT 89.33 TC 82.54
 002 4 cga_unet_inter           hd100 ET 18.783 WT 45.704 TC 19.938
 002 4 cga_unet_minus_inter     dice  ET 73.71 WT 87.57 TC 78.21
+002 2 cga_unet_unet3d          dice  ET 70.86 WT 87.38 TC 72.48
+002 2 cga_unet_unet3d          hd95  ET 5.062 WT 9.432 TC 8.719
+002 2 cga_unet_vnet            dice  ET 73.89 WT 88.73 TC 76.56
+002 2 cga_unet_vnet            hd95  ET 6.131 WT 6.256 TC 8.705
+002 2 cga_unet_attention_unet  dice  ET 75.96 WT 88.81 TC 77.20
+002 2 cga_unet_attention_unet  hd95  ET 5.202 WT 7.756 TC 8.258
+002 2 cga_unet_dynunet         dice  ET 74.80 WT 90.81 TC 83.90
+002 2 cga_unet_dynunet         hd95  ET 3.77 WT 4.36 TC 6.42
 002 4 cga_unet_minus_inter     hd100 ET 35.674 WT 53.793 TC 29.140
 002 4 cga_unet                 dice  ET 79.21 WT 89.80 TC 83.46
 002 4 cga_unet                 hd100 ET 17.418 WT 32.440 TC 19.833
@@ -89,10 +97,8 @@ SCORES = """
 
 OTHERS = {
     "000": "Zhang .9 .836 .791; Zhou .876 .784 .688; Akbar .896 .798 .777",  # Dice WT TC ET
-    "002": "3D U-Net 70.86 87.38 72.48 5.062 9.432 8.719; V-Net 73.89 88.73 76.56 6.131 6.256 8.705; "
-    "KiU-Net 73.21 87.60 73.92 6.323 8.942 9.893; Attention U-Net 75.96 88.81 77.20 5.202 7.756 8.258; "
-    "Wang 73.70 89.40 80.70 5.994 5.677 7.357; Li 77.10 88.60 81.30 6.033 6.232 7.409; "
-    "nnU-Net 74.80 90.81 83.90 3.77 4.36 6.42",  # Dice ET WT TC, HD95 ET WT TC
+    "002": "KiU-Net 73.21 87.60 73.92 6.323 8.942 9.893; Wang 73.70 89.40 80.70 5.994 5.677 7.357; "
+    "Li 77.10 88.60 81.30 6.033 6.232 7.409",  # Dice ET WT TC, HD95 ET WT TC
 }
 
 SIZES = {

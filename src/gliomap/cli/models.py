@@ -71,14 +71,15 @@ def _print_layers(model: ModelCost, layers: list[LayerCost]) -> None:
         rows = [[*cells, *_stated(row)] for cells, row in zip(rows, layers, strict=True)]
     printing.table(headers, rows)
     if stated_by:
-        printing.lines(f"stated by: {'; '.join(stated_by)}", "* is not what was counted")
+        printing.lines(f"stated by: {'; '.join(stated_by)}")
+        printing.lines(*["* is not what was counted"][: any(row.differs for row in layers)])
 
 
 def _stated(row: LayerCost) -> list[str]:
     cells = {
         "output": _size(row.stated_output),
         "parameters": _number(row.stated_parameters, ",.0f"),
-        "gmac": _number(row.stated_gmac, ".3f"),
+        "gmac": _number(row.stated_gmac, ".3f").rstrip("0").rstrip("."),  # the zeros were not stated
     }
     return [row.stated_layer, *(f"{text}*" if name in row.differs else text for name, text in cells.items())]
 

@@ -25,6 +25,8 @@ class DynUNet(Baseline):
         deep_supervision: in training also logits at each coarser size of the decoder but the last, each at its own size.
     """
 
+    instance_norm = True
+
     def __init__(
         self,
         in_channels: int = 4,

@@ -28,10 +28,12 @@ class Outputs:
 class Network(nn.Module):
     """Images (B, C, *S) to logits (B, K, *S).
 
-    ``spatial_dims`` 2 or 3; every size in S must be a multiple of ``size_divisor``.
+    ``spatial_dims`` 2 or 3; every size in S must be a multiple of ``size_divisor``, and where the coarsest level has
+    ``instance_norm`` not all of them ``size_divisor`` itself, since one voxel has no deviation to normalise by.
     """
 
     spatial_dims: ClassVar[int] = 3
+    instance_norm: ClassVar[bool] = False
     size_divisor: int
     in_channels: int
     frozen: tuple[str, ...] = ()
@@ -82,7 +84,7 @@ class Network(nn.Module):
         """Refuse images that the network cannot take.
 
         Raises:
-            InputError: wrong number of axes or channels, or a size that is no multiple of ``size_divisor``.
+            InputError: wrong number of axes or channels, a size that is no multiple of ``size_divisor``, or too small a one.
         """
         if x.ndim != self.spatial_dims + 2 or x.shape[1] != self.in_channels:
             axes = ("H, W", "D, H, W")[self.spatial_dims - 2]
@@ -92,6 +94,11 @@ class Network(nn.Module):
         if size != legal:
             raise InputError(
                 f"got images of size {size}; every size must be a multiple of {self.size_divisor}: the next legal one is {legal}"
+            )
+        if self.instance_norm and all(n == self.size_divisor for n in size):
+            raise InputError(
+                f"got images of size {size}, of which the coarsest level has one voxel and cannot be normalised; "
+                f"expected at least one axis of {2 * self.size_divisor}"
             )
 
 

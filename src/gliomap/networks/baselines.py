@@ -46,6 +46,8 @@ class UNet3d(Baseline):
         dropout: share of channels dropped in training.
     """
 
+    instance_norm = True
+
     def __init__(
         self,
         in_channels: int = 4,
@@ -181,6 +183,8 @@ class SwinUNETR(Baseline):
         window_size: edge of the windows, in tokens.
         recompute: activations of the transformer are computed again for the backward pass instead of being kept.
     """
+
+    instance_norm = True
 
     def __init__(  # noqa: PLR0913 - every size of the network is a named argument
         self,

@@ -198,7 +198,8 @@ class CGAUNet(Network):
         """What the attention looks at, each (B, 1, D, H, W) / downsampling.
 
         SAM_background, SAM_NCR, SAM_ED and SAM_ET are the raw class maps, cut to [0, 1]: their loss makes them estimates of
-        the class's probability. Of the modules of `non_local`, how much of each voxel goes into the others.
+        the class's probability. With soft masks they are those masks. Of the modules of `non_local`, how much of each voxel
+        goes into the others.
         """
         return self._run(x)[1].maps
 
@@ -225,7 +226,8 @@ class CGAUNet(Network):
             return _Attended(x, {})
         if isinstance(self.attend, SupervisedAttention):
             x, class_maps, prototypes = self.attend(images, x)
-            shown = class_maps.clamp(0, 1).split(1, 1)  # (B, 1, D, H, W) each
+            seen = torch.softmax(class_maps, 1) if self.attend.mask == "soft" else class_maps.clamp(0, 1)
+            shown = seen.split(1, 1)  # (B, 1, D, H, W) each
             maps = {f"SAM_{name}": one for name, one in zip(CLASSES, shown, strict=True)}
             return _Attended(x, maps, class_maps, prototypes)
         x, received = self.attend(x)

@@ -97,6 +97,8 @@ class LocalAttention(nn.Module):
 class TwoBackbones(Network):
     """What all fusions share: ``dynunet`` and ``segresnet``, each with the settings that differ from its defaults."""
 
+    instance_norm = True
+
     def __init__(
         self, in_channels: int, out_channels: int, dynunet: dict[str, Any] | None, segresnet: dict[str, Any] | None
     ) -> None:

@@ -155,7 +155,8 @@ class ChannelAttention(GlobalFusionAttention):
     @staticmethod
     def _weights(query: Tensor, key: Tensor) -> Tensor:
         q, k = query.flatten(2), key.flatten(2)
-        return torch.softmax(q @ k.mT / q.shape[2], 2)  # (B, f, f)
+        scale = q.shape[2] ** -0.5  # on both, since in half precision their sum over all voxels would overflow
+        return torch.softmax((q * scale) @ (k * scale).mT, 2)  # (B, f, f)
 
 
 class LinearAttention(GlobalFusionAttention):

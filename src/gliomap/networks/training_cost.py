@@ -16,6 +16,7 @@ from gliomap.recipe import Recipe
 HEAP_BYTES = 500_000_000
 """What Linux's C library keeps of the memory that tensors no longer use: 0.4 to 0.7 GB were measured, whatever the network."""
 _FLOAT_BYTES = 4
+_GROWTH = 8
 _Trial = tuple[tuple[int, ...], int]
 """The size of a patch, and how many of them."""
 
@@ -37,9 +38,10 @@ def training_memory_bytes(recipe: Recipe) -> int:
 def patch_time_s(recipe: Recipe, device: torch.device | str = "cpu", limit_s: float = 3.0) -> float:
     """Seconds of training per patch, expected after trying smaller batches of smaller patches for about ``limit_s``.
 
-    A step is taken to cost so much, and so much more for each voxel, as the smallest and the largest trial say; two are made
-    however long they take, since on a busy machine the smallest says nothing of the others. A network that takes one size
-    only is tried at that. Reading and augmenting patches, the optimiser's own arithmetic and validation come on top.
+    A step is taken to cost so much, and so much more for each voxel, as the smallest and the largest trial say. Where the
+    smallest takes longer than that, as it may on a busy machine, others are tried all the same, since it says nothing of
+    them. A network that takes one size only is tried at that. Reading and augmenting patches, the optimiser's own
+    arithmetic and validation come on top.
     """
     network = _build(recipe, device)
     whole, slices = patch_size(network, recipe.training.patch_size)
@@ -47,10 +49,9 @@ def patch_time_s(recipe: Recipe, device: torch.device | str = "cpu", limit_s: fl
     trials = _trials(network, whole, batch)
     begun = time.perf_counter()
     timed = [_timed(recipe, network, trial, limit_s) for trial in trials[:2]]
-    voxels, step_s = timed[-1]
-    left_s = limit_s - (time.perf_counter() - begun)
-    affordable = [trial for trial in trials[2:] if 2 * step_s * _voxels(trial) / voxels <= left_s]
-    timed += [_timed(recipe, network, trial, limit_s) for trial in affordable[-1:]]
+    left_s = max(limit_s - (time.perf_counter() - begun), timed[0][1])
+    larger = [t for t in trials[2:] if _voxels(t) <= _GROWTH * timed[-1][0] and _hoped_s(timed, _voxels(t)) <= left_s]
+    timed += [_timed(recipe, network, trial, limit_s) for trial in larger[-1:]]
     return _expected_s(timed, _voxels((whole, batch))) / recipe.training.batch_size
 
 
@@ -60,17 +61,18 @@ def patch_size(network: Network, size: tuple[int, int, int]) -> tuple[tuple[int,
 
 
 def _trials(network: Network, whole: tuple[int, ...], batch: int) -> list[_Trial]:
-    """What to try, from few voxels to many: two patches of every size, four of the smallest, and the whole batch.
+    """What to try, from few voxels to many: two patches of the sizes there are, four of the smallest, and the whole batch.
 
-    Never one, which on a CPU is slower than its share of two. No axis is shorter than two voxels where the network is
-    coarsest, since one voxel cannot be normalised.
+    Nothing between the smallest and twice its voxels, which would tell little. Never one patch, which on a CPU is slower
+    than its share of two. No axis is shorter than two voxels where the network is coarsest: one cannot be normalised.
     """
     divisor = network.size_divisor
     sizes = [tuple(min(max(-(-n * part // (8 * divisor)), 2) * divisor, n) for n in whole) for part in range(1, 9)]
-    sizes = [size for size in sizes if _takes(network, size)]
+    sizes = [size for size in sizes if _takes(network, size)] or [whole]
     largest = (whole, max(batch, 2))
     trials = {_voxels(trial): trial for trial in (*((size, 2) for size in sizes), (sizes[0], 4), largest)}
-    return [trials[voxels] for voxels in sorted(trials) if voxels <= _voxels(largest)]
+    least, most = min(trials), _voxels(largest)
+    return [trials[n] for n in sorted(trials) if n in (least, most) or 2 * least <= n < most]
 
 
 def _takes(network: Network, size: tuple[int, ...]) -> bool:
@@ -92,6 +94,11 @@ def _expected_s(timed: list[tuple[int, float]], voxels: int) -> float:
     if longest_s <= shortest_s:
         return longest_s * voxels / most
     return longest_s + (longest_s - shortest_s) / (most - fewest) * (voxels - most)
+
+
+def _hoped_s(timed: list[tuple[int, float]], voxels: int) -> float:
+    """The same if voxels cost nothing where more of them were no slower: what is worth trying."""
+    return _expected_s(timed, voxels) if timed[-1][1] > timed[0][1] else timed[-1][1]
 
 
 def _timed(recipe: Recipe, network: Network, trial: _Trial, limit_s: float) -> tuple[int, float]:

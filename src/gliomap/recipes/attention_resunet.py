@@ -26,6 +26,7 @@ PAPER = Recipe(
         plateau_factor=0.5,
         plateau_patience=4,
         validate_every=PATCHES_PER_EPOCH,
+        foreground_share=0.0,
         validation_share=0.16,  # 55 of the 340 studies that the paper counts
     ),
     inference=Inference(

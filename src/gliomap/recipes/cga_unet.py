@@ -79,6 +79,15 @@ ROWS = (
     CONTEXT_PRIOR,
     _row("sam_4", "table 3, SAM at a downsampling rate of 4; costs are printed, no scores", {"downsampling": 4}),
     _row("sam_2", "table 3, SAM at a downsampling rate of 2; costs are printed, no scores", {"downsampling": 2}),
+    *(
+        replace(_row(name, f"table 2, {printed}", {}, _DICE), network=NetworkSpec(name))
+        for name, printed in (
+            ("unet3d", "3D U-Net"),
+            ("vnet", "V-Net"),
+            ("attention_unet", "Attention U-Net"),
+            ("dynunet", "nnU-Net"),
+        )
+    ),
     _row(
         "always_dropout", "table 4, Baseline + Intra + Inter, with its code's dropout in use", {"always_dropout": True}
     ),
