@@ -11,10 +11,9 @@ import time
 
 import torch
 
-from gliomap.engines import channels_last, fast_layout
 from gliomap.losses import build_loss
 from gliomap.machine import cores, peak_memory_mb
-from gliomap.networks import as_slices, build_network
+from gliomap.networks import as_slices, build_network, channels_last, fast_layout
 from gliomap.recipes import RECIPES
 
 PAPERS = ("dual_fusion", "druwas", "cga_unet", "aspp_attention_unet_t1c", "attention_resunet")

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from gliomap.engines import SLICES_PER_BATCH, channels_last, find_device, load_network, torch_engine
+from gliomap.engines import SLICES_PER_BATCH, find_device, load_network, torch_engine
 from gliomap.errors import IntegrityError, UsageError
 from gliomap.model_file import Model
-from gliomap.networks import Network, build_network
+from gliomap.networks import Network, build_network, channels_last
 from gliomap.recipe import with_settings
 from gliomap.recipes import RECIPES
 

@@ -234,7 +234,11 @@ def test_a_truth_centred_crop_lies_about_the_tumour_and_inside_the_grid():
     box = study_box(volume, settings, labelled(volume, np.s_[9:12, 10:13, 14:17]))
     assert box == Box((6, 6, 9), (14, 16, 21))
     at_the_edge = study_box(volume, settings, labelled(volume, np.s_[0:1, 0:1, 27:28]))
-    assert at_the_edge == Box((0, 0, 21), (4, 5, 28))
+    assert at_the_edge == Box((-4, -5, 21), (4, 5, 33))
+    cropped = volume.crop(at_the_edge)
+    assert cropped.shape == (8, 10, 12)
+    np.testing.assert_array_equal(cropped.array[:, 4:, 5:, :7], volume.array[:, :4, :5, 21:])
+    assert np.count_nonzero(cropped.array) == np.count_nonzero(volume.array[:, :4, :5, 21:])
     nothing = study_box(volume, settings, volume.with_array(np.zeros(volume.shape, np.uint8)))
     assert nothing == Box((6, 7, 8), (14, 17, 20))
 

@@ -12,7 +12,7 @@ from gliomap.rows import DEFINITIONS, Row, failed_row, rows_csv, score_rows
 def scored(prediction_class, truth_class):
     prediction, truth = np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8)
     prediction[1, 1, 1], truth[1, 1, 1] = prediction_class, truth_class
-    rows = score_rows('one, "two"', "model", measure(prediction, truth, (1.0, 1.0, 1.0)))
+    rows = score_rows('one, "two"', "model", measure(prediction, truth, (1.0, 1.0, 1.0), all_voxels=True))
     return {(r.region, r.metric): r for r in rows}
 
 

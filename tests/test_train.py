@@ -1,9 +1,11 @@
 import csv
+import importlib
 import json
 import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -11,11 +13,13 @@ import pytest
 import torch
 
 from gliomap.classes import WHOLE_TUMOUR
+from gliomap.data.datasets import find_studies
 from gliomap.errors import InputError, Interrupted, UsageError
 from gliomap.model_file import load_model
 from gliomap.phantom import PhantomOptions, phantom
 from gliomap.recipe import LossSpec, Preprocessing, Recipe, Start, recipe_from_json, recipe_json, with_settings
 from gliomap.recipes import RECIPES
+from gliomap.starts import finished_training
 from gliomap.train import TrainOptions, train
 
 SETTINGS = [
@@ -274,7 +278,8 @@ def test_what_a_recipe_starts_from_is_trained_first_and_its_weights_carry_over(d
     assert json.loads((part / "run.json").read_text())["ended"] == "budget reached"
     assert _same(_weights(result.model), _weights(part / "model.safetensors"))
     model = load_model(result.model)
-    assert model.card["starts_from"] == {"first": load_model(part / "model.safetensors").content_sha256}
+    began = {"content_sha256": load_model(part / "model.safetensors").content_sha256, "ended": "budget reached"}
+    assert model.card["starts_from"] == {"first": began}
     assert set(result.validation_dice) == {"ET", "TC", "WT"}
 
 
@@ -287,7 +292,7 @@ def test_a_finished_training_beside_it_is_reused(data: Path, tmp_path: Path) -> 
     _train(second, data, tmp_path / "runs" / "b")
     assert not (tmp_path / "runs" / "b" / "starts_from").exists()
     began = json.loads((tmp_path / "runs" / "b" / "run.json").read_text())["starts_from"]
-    assert began == {"first": load_model(tmp_path / "runs" / "a" / "model.safetensors").content_sha256}
+    assert began["first"]["content_sha256"] == load_model(tmp_path / "runs" / "a" / "model.safetensors").content_sha256
     _train(second, data, tmp_path / "runs" / "c", seed=1)  # another seed has other weights and other studies
     assert (tmp_path / "runs" / "c" / "starts_from" / "first" / "model.safetensors").exists()
 
@@ -453,3 +458,132 @@ def test_what_a_recipe_starts_from_never_sees_its_validation_studies(data: Path,
     )
     assert [len(outer[part]) for part in ("training", "validation", "test")] == [1, 2, 1]
     assert {part: outer[part] for part in outer} == {part: inner[part] for part in outer}
+
+
+def _log(run: Path) -> list[dict[str, str]]:
+    with (run / "log.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def _finished(data: Path, folder: Path, **changes: object) -> Path | None:
+    """The training in a folder, if it would be taken over for the default seed and the studies it was made with."""
+    recipe = recipe_from_json((folder / "recipe.json").read_text())
+    used = json.loads((folder / "run.json").read_text())["studies"]
+    studies = {s.id: s for s in find_studies(data)}
+    arguments = {"recipe": recipe, "seed": 0, "labels": None} | changes
+    parts = ([studies[i] for i in used[part]] for part in ("training", "validation"))
+    return finished_training([folder], *arguments.values(), *parts)  # pyright: ignore[reportArgumentType]
+
+
+def test_only_the_same_training_of_the_same_files_is_taken_over(tmp_path: Path) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    ids = phantom(PhantomOptions(data, studies=3, size=32, quiet=True))
+    _train(_variant(tmp_path), data, run)
+    recipe = recipe_from_json((run / "recipe.json").read_text())
+    assert _finished(data, run) == run
+    assert _finished(data, run, seed=1) is None
+    assert _finished(data, run, labels="brats2021") is None
+    assert _finished(data, run, recipe=replace(recipe, name="other")) is None
+    studies = sorted(find_studies(data), key=lambda s: s.id)
+    assert finished_training([run], recipe, 0, None, studies[:1], studies[1:]) is None
+    record = (run / "run.json").read_text()
+    for ended in ("time limit reached", "interrupted"):
+        (run / "run.json").write_text(record.replace("budget reached", ended))
+        assert _finished(data, run) is None
+    (run / "run.json").write_text(record)
+    model = run / "model.safetensors"
+    content = model.read_bytes()
+    model.write_bytes(content[:-1])
+    assert _finished(data, run) is None
+    model.write_bytes(content)
+    flair = data / ids[0] / f"{ids[0]}_flair.nii.gz"
+    image = nib.load(flair)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj) * 2, image.affine, image.header), flair)
+    assert _finished(data, run) is None
+
+
+def test_what_was_begun_with_a_training_cut_short_says_so_and_is_not_taken_over(data: Path, tmp_path: Path) -> None:
+    first = recipe_from_json(Path(_variant(tmp_path, name="first")).read_text())
+    whole = ("encoder", "bottleneck", "up", "decoder", "head", "gates")
+    second = _variant(tmp_path, **_begun_with(first, frozen=whole))
+    result = _train(second, data, tmp_path / "runs" / "second", max_time_s=1e-6)
+    assert result.ended == "nothing to train"
+    assert result.warnings[0] == "it starts from first, which did not come to its end (time limit reached)"
+    assert _finished(data, tmp_path / "runs" / "second") is None
+
+
+def test_a_write_that_fails_loses_no_best_model(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gliomap import train as module  # noqa: PLC0415
+
+    def full(path: Path, *arguments: object) -> str:
+        if path.name == "last.safetensors":
+            raise OSError(28, "No space left on device")
+        return original(path, *arguments)  # pyright: ignore[reportArgumentType]
+
+    original = module.save_model
+    monkeypatch.setattr("gliomap.train.save_model", full)
+    with pytest.raises(OSError, match="No space"):
+        train(_options(data, tmp_path / "run"))
+    monkeypatch.undo()
+    result = train(_options(data, tmp_path / "run", resume=True))
+    best = max(_log(tmp_path / "run"), key=lambda line: float(line["dice_mean"]))
+    assert load_model(result.model).card["patches"] == int(best["patches"])
+
+
+def test_a_time_limit_changes_nothing_of_what_comes_after_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [*SETTINGS, "training.schedule=plateau", "training.plateau_patience=0", "training.plateau_factor=0.1"]
+    train(_options(data, tmp_path / "whole", settings=settings))
+    train(_options(data, tmp_path / "parts", settings=settings, max_time_s=1e-6))
+    train(_options(data, tmp_path / "parts", settings=settings, resume=True))
+    assert _same(*(_weights(tmp_path / run / "last.safetensors") for run in ("whole", "parts")))
+    logs = [_log(tmp_path / run) for run in ("whole", "parts")]
+    columns = [name for name in logs[0][0] if name.startswith(("patches", "dice", "learning"))]
+    assert [[line[c] for c in columns] for line in logs[0]] == [[line[c] for c in columns] for line in logs[1]]
+
+
+def test_a_resumed_training_keeps_its_log_its_time_and_what_it_began_with(data: Path, tmp_path: Path) -> None:
+    first = recipe_from_json(Path(_variant(tmp_path, name="first")).read_text())
+    second, run = _variant(tmp_path, **_begun_with(first)), tmp_path / "runs" / "second"
+    _train(_variant(tmp_path, name="first"), data, tmp_path / "runs" / "first")
+    _train(second, data, run, max_time_s=1e-6)
+    before = json.loads((run / "run.json").read_text())
+    _train(second, data, run, resume=True)
+    after = json.loads((run / "run.json").read_text())
+    assert after["starts_from"] == before["starts_from"] != {}
+    assert after["train_time_s"] > before["train_time_s"]
+    with (run / "log.csv").open() as stream:
+        assert [int(line["patches"]) for line in csv.DictReader(stream)] == [6, 12]
+
+
+def test_label_maps_of_a_whole_tumour_model_are_scored_by_it_alone(data: Path, tmp_path: Path) -> None:
+    from gliomap.evaluate import EvaluateOptions, evaluate  # noqa: PLC0415
+    from gliomap.segment import SegmentOptions, segment  # noqa: PLC0415
+
+    base = with_settings(RECIPES["attention_resunet_small"], SETTINGS)
+    training = replace(base.training, loss=LossSpec("binary_cross_entropy_dice"))
+    result = _train(_variant(tmp_path, target=WHOLE_TUMOUR, training=training), data, tmp_path / "run", max_time_s=1e-6)
+    segment(SegmentOptions(data, tmp_path / "maps", model=result.model, device="cpu", quiet=True))
+    rows = evaluate(EvaluateOptions(tmp_path / "maps", data, tmp_path / "scores.csv", quiet=True)).rows
+    assert {row.region for row in rows} == {"WT"}
+
+
+def test_the_time_is_divided_among_the_trainings_that_have_to_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[float] = []
+
+    def fit(run: Any) -> str:
+        limits.append(run.limit_s)
+        return original(run)
+
+    original = importlib.import_module("gliomap.train")._fit
+    monkeypatch.setattr("gliomap.train._fit", fit)
+    first = recipe_from_json(Path(_variant(tmp_path, name="first")).read_text())
+    other = replace(first, name="other")
+    last = _variant(tmp_path, name="last", starts_from=(Start(first), Start(other)))
+    _train(last, data, tmp_path / "runs" / "last", max_time_s=3000.0)
+    assert limits[0] == pytest.approx(1000, rel=0.01)
+    assert limits[1] == pytest.approx(1500, rel=0.02)  # half of what the first left
+    assert limits[2] == pytest.approx(3000, rel=0.02)

@@ -15,7 +15,7 @@ from gliomap.data.images import image_stem
 from gliomap.data.study import GRID_TOLERANCE_MM, ImageFile, Study
 from gliomap.engines import load_engine
 from gliomap.errors import InputError, UsageError, reason
-from gliomap.files import json_bytes, sha256, write_files
+from gliomap.files import json_bytes, read_json, sha256, write_files
 from gliomap.manifest import RunRecord
 from gliomap.metrics import measure
 from gliomap.model_file import load_model
@@ -154,7 +154,18 @@ def _predictor(options: EvaluateOptions, studies: list[Study]) -> _Predictor:
 
         return _Predictor(model.name, segmented, model.recipe.target.regions, cautions(model.recipe))
     predictions = _label_maps(options, studies)
-    return _Predictor(path.resolve().name, lambda study, _: _read_prediction(study, predictions), tuple(REGIONS), [])
+    return _Predictor(
+        path.resolve().name, lambda study, _: _read_prediction(study, predictions), _regions_told(path), []
+    )
+
+
+def _regions_told(path: Path) -> tuple[str, ...]:
+    """The regions that label maps can tell: those of the model that made them, where its run says so."""
+    try:
+        model = read_json(path / "run.json")["model"]
+        return tuple(region for region in REGIONS if region in model["regions"])
+    except (InputError, LookupError, TypeError):
+        return tuple(REGIONS)
 
 
 def _label_maps(options: EvaluateOptions, studies: list[Study]) -> dict[str, Study]:

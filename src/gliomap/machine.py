@@ -10,6 +10,9 @@ import psutil
 
 _RECORDED = ("numpy", "scipy", "nibabel", "torch", "monai", "lightning-fabric", "safetensors", "nilearn")
 
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+"""Where Linux says how much memory a container may use."""
+
 
 def cores() -> int:
     """Cores that this process may use."""
@@ -29,11 +32,14 @@ def peak_memory_mb() -> float:
 def available_memory_bytes() -> int:
     """Memory that this process can still have, within the limit of its control group if there is one."""
     free = psutil.virtual_memory().available
-    group = Path("/sys/fs/cgroup")
     try:
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return free if limit == "max" else min(free, max(int(limit) - int(used), 0))
-    except (OSError, ValueError):  # no such limit here
+        limit, used = ((CONTROL_GROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        if limit == "max":
+            return free
+        counts = dict(line.split() for line in (CONTROL_GROUP / "memory.stat").read_text().splitlines())
+        kept = int(used) - int(counts["inactive_file"])  # files that were read are given back when memory is short
+        return min(free, max(int(limit) - kept, 0))
+    except (OSError, ValueError, KeyError):  # no such limit here
         return free
 
 

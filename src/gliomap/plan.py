@@ -7,6 +7,7 @@ from torch import nn
 
 from gliomap.engines import find_device
 from gliomap.errors import UsageError
+from gliomap.losses import build_loss
 from gliomap.machine import available_memory_bytes
 from gliomap.networks import Network, build_network
 from gliomap.networks.training_cost import patch_time_s, training_memory_bytes
@@ -48,17 +49,17 @@ def plan(recipe: Recipe, device: str = "auto") -> list[Stage]:
     return [*stages, Stage(recipe.name, settings.patches, steps, validations, memory, per_patch * settings.patches)]
 
 
-def check(recipe: Recipe, device: torch.device) -> None:
+def check(recipe: Recipe) -> None:
     """Refuse a training that cannot be: it and all that it starts from, before the first of them begins.
 
     Raises:
         UsageError: a network or loss does not take its settings, a size does not fit the network, a part to freeze does not
-            exist, or the memory that is free is too little; the message says what to turn down.
+            exist, weights will not fit, or the target has no region.
     """
     network = _network(recipe)
     settings = recipe.training
     for start in recipe.starts_from:
-        check(start.recipe, device)
+        check(start.recipe)
         if _shapes(_part(network, start.into)) != _shapes(_network(start.recipe)):
             raise UsageError(
                 f"the weights of {start.recipe.name} will not fit the {_place(start)} of {recipe.name}; set the network's "
@@ -72,8 +73,26 @@ def check(recipe: Recipe, device: torch.device) -> None:
     for name, size in (("training.patch_size", settings.patch_size), ("inference.window", recipe.inference.window)):
         if size is not None and any(n % d for n, d in zip(size, network.divisors, strict=True)):
             raise UsageError(f"{name} is {size}; expected multiples of {network.divisors}, which the network needs")
-    if not _trains(network):
+    build_loss(settings.loss)
+    if not recipe.target.regions:
+        raise UsageError(
+            f"the target of {recipe.name} makes up none of the regions; expected channels that do, such as [[3]]"
+        )
+    stages: dict[str, Recipe] = {}
+    for one in _all(recipe):
+        if stages.setdefault(one.name, one) != one:
+            raise UsageError(f"two different recipes are called {one.name} in what {recipe.name} starts from")
+
+
+def check_memory(recipe: Recipe, device: torch.device) -> None:
+    """Refuse a training that does not fit into the memory that is free.
+
+    Raises:
+        UsageError: it does not; the message says what to turn down.
+    """
+    if not _trains(_network(recipe)):
         return
+    settings = recipe.training
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_bytes()
     needed = training_memory_bytes(recipe)
     if needed * TRUSTED > free:
@@ -82,6 +101,10 @@ def check(recipe: Recipe, device: torch.device) -> None:
             f"training.batch_size (now {settings.batch_size}) or training.patch_size (now {list(settings.patch_size)}), "
             "or set network.settings.recompute=true where the network has it"
         )
+
+
+def _all(recipe: Recipe) -> list[Recipe]:
+    return [recipe, *(inner for start in recipe.starts_from for inner in _all(start.recipe))]
 
 
 def _network(recipe: Recipe) -> Network:

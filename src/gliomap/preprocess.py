@@ -55,10 +55,9 @@ def study_box(volume: Volume, settings: Preprocessing, truth: Volume | None = No
         )
     points = np.argwhere(truth.array[0] > 0)
     centre = np.round(points.mean(0)) if len(points) else np.array(volume.shape) // 2
-    start = [int(c) - n // 2 for c, n in zip(centre, settings.crop_size, strict=True)]
-    low = [max(s, 0) for s in start]
-    high = [min(s + c, n) for s, c, n in zip(start, settings.crop_size, volume.shape, strict=True)]
-    return Box((low[0], low[1], low[2]), (high[0], high[1], high[2]))
+    d, h, w = (int(c) - n // 2 for c, n in zip(centre, settings.crop_size, strict=True))
+    size = settings.crop_size
+    return Box((d, h, w), (d + size[0], h + size[1], w + size[2]))  # it may reach outside, and is zero there
 
 
 def voxel_ratio(volume: Volume, settings: Preprocessing) -> tuple[float, float, float] | None:
@@ -94,13 +93,14 @@ def match_histogram(image: Array, mask: Array, modality: str) -> Array:
     """
     inside = mask & (image != 0)
     out = np.zeros(image.shape, np.float32)
-    own = np.percentile(image[inside], PERCENTILES) if inside.any() else np.zeros(1)
-    if (np.diff(own) > 0).all() and len(own) > 1:
-        reference = np.array(REFERENCE_PERCENTILES[modality])
+    percentiles = np.percentile(image[inside], PERCENTILES) if inside.any() else np.zeros(1)
+    own, which = np.unique(percentiles, return_index=True)
+    if len(own) > 1:
+        reference = np.array(REFERENCE_PERCENTILES[modality])[which]
         place = np.clip(np.searchsorted(own, image[inside]) - 1, 0, len(own) - 2)
         slope = np.diff(reference) / np.diff(own)
         out[inside] = reference[place] + slope[place] * (image[inside] - own[place])
-    else:  # a constant image, or one of few values, has no histogram to match
+    else:  # a constant image has no histogram to match
         out[inside] = image[inside]
     return out
 

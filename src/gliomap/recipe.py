@@ -78,9 +78,9 @@ class Augmentation:
     __pydantic_config__ = _STRICT
     flips: bool = False
     rotation_degrees: float = 0.0
-    scale: float = 0.0
+    scale: _Share = 0.0
     elastic_voxels: float = 0.0
-    elastic_spacing: int = 20
+    elastic_spacing: pydantic.PositiveInt = 20
     intensity_scale: float = 0.0
     intensity_shift: float = 0.0
     gamma: tuple[float, float] = (1.0, 1.0)
@@ -162,11 +162,11 @@ class Recipe:
     """
 
     __pydantic_config__ = _STRICT
-    name: str
+    name: Annotated[str, pydantic.Field(pattern=r"^[\w-]+$")]
     source: str
     network: NetworkSpec
     training: Training
-    modalities: tuple[str, ...] = ("t1", "t1c", "t2", "flair")
+    modalities: Annotated[tuple[str, ...], pydantic.Field(min_length=1)] = ("t1", "t1c", "t2", "flair")
     target: Target = ALL_CLASSES
     preprocessing: Preprocessing = Preprocessing()
     augmentation: Augmentation = Augmentation()

@@ -194,7 +194,7 @@ def _segment_study(
     modalities = model.recipe.modalities
     volume, warnings = study.read(modalities, skull_on_anyway=options.skull_on_anyway)
     told = model.recipe.preprocessing.crop == "truth_centre"
-    convention, truth, odd = _known_labels(study, volume, options, wanted=options.score or told)
+    convention, truth, odd = _known_labels(study, volume, options, needed=told)
     odd += [f"reproduction: {text}" for text in cautions(model.recipe)] + _coarse(model.recipe.target)
     read = time.perf_counter()
     classes = segmenter(volume, truth)
@@ -238,16 +238,19 @@ def _coarse(target: Target) -> list[str]:
 
 
 def _known_labels(
-    study: Study, volume: Volume, options: SegmentOptions, *, wanted: bool
+    study: Study, volume: Volume, options: SegmentOptions, *, needed: bool
 ) -> tuple[Convention, Volume | None, list[str]]:
-    """The convention to write in, the reference if it is wanted, and what is odd about it."""
+    """The convention to write in, the reference if it is asked for or ``needed``, and what is odd about it."""
     truth, odd, known = None, [], study.convention
     try:
-        if wanted:
+        if options.score or needed:
             truth, known, odd = study.read_classes(Volume(brain_mask(volume)[None], volume.affine))
         elif known is None and study.label is not None:
             known = convention_from_values(study.label.read().array)
-    except InputError as error:  # the images are good, and a segmentation needs no label map
+    except InputError as error:
+        if needed:
+            raise
+        # the images are good, and most segmentations need no label map
         odd = [f"its own label map was not used: {error}"]
     if options.output_labels is not None:
         known = named_convention(options.output_labels, "--output-labels")
@@ -267,7 +270,8 @@ def volumes_ml(classes: Volume, target: Target = ALL_CLASSES) -> dict[str, float
 
 
 def _model_facts(model: Model) -> dict[str, Any]:
-    return {"name": model.name, "recipe": model.recipe.name, "content_sha256": model.content_sha256}
+    regions = list(model.recipe.target.regions)
+    return {"name": model.name, "recipe": model.recipe.name, "content_sha256": model.content_sha256, "regions": regions}
 
 
 def _facts(study: Study, model: Model, convention: Convention, times: dict[str, float]) -> dict[str, str]:

@@ -26,6 +26,9 @@ WINDOW_SIGMA = 0.125
 WINDOWS_PER_BATCH = 2
 """torch sends small 3-D convolutions of a single sample down a slow path on a CPU; two at a time avoid it."""
 
+SLICES_PER_BATCH = 8
+"""Windows of one slice are for 2-D networks, and small."""
+
 
 @dataclass(frozen=True)
 class Segmenter:
@@ -46,17 +49,20 @@ class Segmenter:
         if self.recipe.inference.combine == "vote":
             classes = majority([target.decode(p) for p in self._views(volume, box)])
         else:
-            classes = target.decode(self.probabilities(volume, truth).array)
+            classes = target.decode(self._mean(volume, box))
         classes = postprocess(classes * brain_mask(shown), self.recipe.postprocessing)
         return shown.with_array(classes).placed_on(volume)
 
     def probabilities(self, volume: Volume, truth: Volume | None = None) -> Volume:
         """The network's probabilities (K, D, H, W) float32, the mean over the views, on the part of the grid it is shown."""
         box = study_box(volume, self.recipe.preprocessing, truth)
+        return volume.crop(box).with_array(self._mean(volume, box))
+
+    def _mean(self, volume: Volume, box: Box) -> Array:
         total, count = 0.0, len(self.recipe.inference.views)
         for probabilities in self._views(volume, box):
             total = total + probabilities / count
-        return volume.crop(box).with_array(np.asarray(total))
+        return np.asarray(total)
 
     def _views(self, volume: Volume, box: Box) -> Iterator[Array]:
         """Each view's probabilities (K, D, H, W) on the study's own voxels in ``box``."""
@@ -84,7 +90,8 @@ class Segmenter:
         weight = gaussian_weight(window)
         total = np.zeros((len(self.recipe.target.channels), *padded.shape[1:]), np.float32)
         weights = np.zeros(padded.shape[1:], np.float32)
-        for places in _batches(window_starts(padded.shape[1:], window, inference.overlap), WINDOWS_PER_BATCH):
+        per_batch = SLICES_PER_BATCH if window[0] == 1 else WINDOWS_PER_BATCH
+        for places in _batches(window_starts(padded.shape[1:], window, inference.overlap), per_batch):
             slices = [tuple(slice(s, s + w) for s, w in zip(start, window, strict=True)) for start in places]
             logits = self.engine(np.stack([padded[(slice(None), *at)] for at in slices]))
             for at, part in zip(slices, logits, strict=True):

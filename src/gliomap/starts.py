@@ -2,49 +2,77 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from gliomap.data.study import Study
 from gliomap.errors import InputError, UsageError
-from gliomap.files import read_json
+from gliomap.files import read_json, sha256
 from gliomap.model_file import load_model
 from gliomap.networks import Network
 from gliomap.recipe import Recipe, Start
 from gliomap.recipes import find_recipe
 
+MODEL, STARTS = "model.safetensors", "starts_from"
 ENOUGH, STOPPED_EARLY, NOTHING = "budget reached", "stopped early", "nothing to train"
-"""How a training comes to its end; only one that did is taken over."""
+FINISHED = (ENOUGH, STOPPED_EARLY, NOTHING)
+"""How a training comes to its end; only one that did, and that began with such only, is taken over."""
 
 
 def finished_training(
-    folders: Iterable[Path], recipe: Recipe, seed: int, training: Sequence[Study], validation: Sequence[Study]
+    folders: Iterable[Path],
+    recipe: Recipe,
+    seed: int,
+    labels: str | None,
+    training: Sequence[Study],
+    validation: Sequence[Study],
 ) -> Path | None:
-    """The first of the folders that holds a finished training of this recipe, seed and these studies."""
+    """The first of the folders with a finished training of this recipe and seed on these very files, read alike."""
     for folder in folders:
+        run = _record(folder)
         try:
-            run, written = read_json(folder / "run.json"), find_recipe(str(folder / "recipe.json"))
+            same = find_recipe(str(folder / "recipe.json")) == recipe
         except (InputError, UsageError):  # no training, or somebody else's
             continue
-        if not isinstance(run, dict) or run.get("ended") not in (ENOUGH, STOPPED_EARLY, NOTHING) or written != recipe:
+        starts = run.get("starts_from", {}).values()
+        ended = [run.get("ended"), *(start.get("ended") for start in starts)]
+        if not same or any(how not in FINISHED for how in ended):
             continue
-        used = run["studies"]
-        wanted = [[s.id for s in part if s.id not in used["failed"]] for part in (training, validation)]
-        if run["seed"] == seed and wanted == [used["training"], used["validation"]]:
+        alike = run.get("seed") == seed and run.get("options", {}).get("labels") == labels
+        if alike and _same_files(run, training, validation) and _model_is_whole(folder, run):
             return folder
     return None
 
 
-def begin_with(network: Network, starts: Iterable[tuple[Start, Path]]) -> dict[str, str]:
-    """Put the weights of trained models into the parts of a network that they begin; returns their hashes by recipe.
+def own_place(output: Path, start: Start) -> Path:
+    """Where a training whose output that is trains what it starts from."""
+    return output / STARTS / start.recipe.name
+
+
+def places_beside(output: Path) -> list[Path]:
+    """Where other trainings may lie: the folders beside an output, and what those started from."""
+    return [*sorted(output.parent.glob("*")), *sorted(output.parent.glob(f"*/{STARTS}/*"))]
+
+
+def training_time_s(folder: Path) -> float:
+    """How long the training in a folder, and what it started from there, has taken so far; 0 if there is none."""
+    inner = sum(training_time_s(part) for part in (folder / STARTS).glob("*"))
+    return float(_record(folder).get("train_time_s", 0.0)) + inner
+
+
+def begin_with(network: Network, starts: Iterable[tuple[Start, Path]]) -> dict[str, dict[str, str]]:
+    """Put the weights of the trainings in these folders into the parts of a network that they begin.
+
+    Returns, by recipe, the ``content_sha256`` of each model and how its training ``ended``.
 
     Raises:
         InputError, IntegrityError: as `load_model`.
         UsageError: the weights do not fit.
     """
-    hashes: dict[str, str] = {}
-    for start, path in starts:
-        model = load_model(path)
+    began: dict[str, dict[str, str]] = {}
+    for start, folder in starts:
+        model = load_model(folder / MODEL)
         weights = {name: torch.from_numpy(array) for name, array in model.weights.items()}
         try:
             network.get_submodule(start.into).load_state_dict(weights)
@@ -53,5 +81,32 @@ def begin_with(network: Network, starts: Iterable[tuple[Start, Path]]) -> dict[s
             raise UsageError(
                 f"the weights of {start.recipe.name} do not fit the {place} of this recipe: {str(error).splitlines()[0]}"
             ) from error
-        hashes[start.recipe.name] = model.content_sha256
-    return hashes
+        ended = str(_record(folder).get("ended", "unknown"))
+        began[start.recipe.name] = {"content_sha256": model.content_sha256, "ended": ended}
+    return began
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    try:
+        run = read_json(folder / "run.json")
+    except InputError:
+        return {}
+    return run if isinstance(run, dict) and run.get("verb") == "train" else {}
+
+
+def _same_files(run: dict[str, Any], training: Sequence[Study], validation: Sequence[Study]) -> bool:
+    """Whether a run used these studies, all that could be read, and their files are what they were."""
+    used = run["studies"]
+    wanted = [[s.id for s in part if s.id not in used["failed"]] for part in (training, validation)]
+    if wanted != [used["training"], used["validation"]]:
+        return False
+    files = {s.id: {**s.images, "seg": s.label} for s in (*training, *validation) if s.id not in used["failed"]}
+    for study, hashes in run["inputs_sha256"].items():
+        if any((file := files[study].get(m)) is None or sha256(file.path) != known for m, known in hashes.items()):
+            return False
+    return True
+
+
+def _model_is_whole(folder: Path, run: dict[str, Any]) -> bool:
+    path = folder / MODEL
+    return path.is_file() and sha256(path) == run["outputs_sha256"].get(MODEL)

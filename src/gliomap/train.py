@@ -19,24 +19,36 @@ from gliomap.data.datasets import count_layouts, find_studies, parse_labels
 from gliomap.data.folds import draw_split, read_fold
 from gliomap.data.patches import PatchSampler, PreparedStudies, prepare_studies
 from gliomap.data.study import Study
-from gliomap.engines import channels_last, fast_layout, find_device, torch_engine
+from gliomap.engines import find_device, torch_engine
 from gliomap.errors import InputError, Interrupted, UsageError
 from gliomap.files import json_bytes, sha256, write_file
 from gliomap.losses import Loss, build_loss
 from gliomap.manifest import RunRecord, plain
 from gliomap.metrics import dice
 from gliomap.model_file import save_model
-from gliomap.networks import Network, Outputs, as_slices, build_network
-from gliomap.plan import check
+from gliomap.networks import Network, Outputs, as_slices, build_network, channels_last, fast_layout
+from gliomap.plan import check, check_memory
 from gliomap.progress import Bar, interruptible, progress_bar
 from gliomap.recipe import Recipe, Start, cautions, recipe_json, with_settings
 from gliomap.recipes import find_recipe
 from gliomap.rows import table_csv
 from gliomap.schedules import rate_factor
 from gliomap.segmenter import Segmenter
-from gliomap.starts import ENOUGH, NOTHING, STOPPED_EARLY, begin_with, finished_training
+from gliomap.starts import (
+    ENOUGH,
+    FINISHED,
+    MODEL,
+    NOTHING,
+    STARTS,
+    STOPPED_EARLY,
+    begin_with,
+    finished_training,
+    own_place,
+    places_beside,
+    training_time_s,
+)
 
-CHECKPOINT, MODEL = "checkpoint.pt", "model.safetensors"
+CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_EVERY_S = 120.0
 
 
@@ -83,7 +95,7 @@ class TrainResult:
 class _Run:
     """Everything one training needs while it runs.
 
-    ``log`` has one line per validation; ``starts`` the models it began with, by recipe, as their content hashes.
+    ``log`` has one line per validation; ``starts`` the models it began with, see `begin_with`.
     """
 
     options: TrainOptions
@@ -97,7 +109,7 @@ class _Run:
     sampler: PatchSampler
     validation: list[Study]
     test: list[str] = field(default_factory=list)
-    starts: dict[str, str] = field(default_factory=dict)
+    starts: dict[str, dict[str, str]] = field(default_factory=dict)
     patches: int = 0
     time_s: float = 0.0
     stop: threading.Event = field(default_factory=threading.Event)
@@ -128,7 +140,7 @@ def train(options: TrainOptions) -> TrainResult:
     _refuse_wrong_place(options, recipe)
     studies = [s for s in find_studies(options.data, parse_labels(options.labels)) if s.label or s.problem]
     split = _divide(options, recipe, studies)
-    check(recipe, find_device(options.device))
+    check(recipe)
     result = _train(options, recipe, split)
     unused = len(studies) - sum(len(part) for part in split)
     odd = [f"{unused} studies are in no fold of {options.folds} and are not used"] if unused else []
@@ -142,13 +154,15 @@ def _train(options: TrainOptions, recipe: Recipe, split: _Split) -> TrainResult:
     starts, limit_s = _starts(options, recipe, split)
     training, validation, test = split
     found = prepare_studies(training, validation, recipe, quiet=options.quiet)
-    warnings = [f"reproduction: {text}" for text in cautions(recipe)] + found.warnings
     run = _set_up(options, recipe, found, limit_s)
     run.test = [s.id for s in test]
     if (options.output / CHECKPOINT).exists():
         _restore(run)
     else:
         run.starts = begin_with(run.network, starts)
+    warnings = [f"reproduction: {text}" for text in cautions(recipe)]
+    warnings += [f"it starts from {name}, which did not come to its end ({how['ended']})"
+                 for name, how in run.starts.items() if how["ended"] not in FINISHED] + found.warnings  # fmt: skip
     with interruptible(run.stop):
         ended = _fit(run)
     _save(run)
@@ -172,7 +186,7 @@ def _train(options: TrainOptions, recipe: Recipe, split: _Split) -> TrainResult:
 
 def _refuse_wrong_place(options: TrainOptions, recipe: Recipe) -> None:
     """An output that holds a training is continued only when asked to, and only with its own recipe."""
-    begun = any(options.output.rglob(CHECKPOINT))
+    begun = (options.output / CHECKPOINT).exists() or any((options.output / STARTS).rglob(CHECKPOINT))
     if begun and not options.resume:
         raise UsageError(
             f"{options.output} already holds a training; continue it with --resume or choose another place with -o"
@@ -194,32 +208,29 @@ def _divide(options: TrainOptions, recipe: Recipe, studies: list[Study]) -> _Spl
 
 
 def _starts(options: TrainOptions, recipe: Recipe, split: _Split) -> tuple[list[tuple[Start, Path]], float]:
-    """The trained models that this training begins with, and the seconds left for itself.
+    """The trained models that this training begins with, and the seconds that are left for itself.
 
-    Each is one found below or beside the output (see `finished_training`), or is trained now, below the output. The time
-    is divided equally among the trainings that have to run.
+    Each is one found below or beside the output (see `finished_training`), or is trained now, below the output. What time
+    is left is divided equally among the trainings that have still to run.
     """
-    limit = options.max_time_s or math.inf
-    if (options.output / CHECKPOINT).exists():
-        return [], limit  # the checkpoint holds them already
-    beside = options.output.parent
-    neighbours = [*sorted(beside.glob("*")), *sorted(beside.glob("*/starts_from/*"))]
+    limit, device = options.max_time_s or math.inf, find_device(options.device)
+    if (options.output / CHECKPOINT).exists():  # which holds them already
+        check_memory(recipe, device)
+        return [], limit - sum(training_time_s(own_place(options.output, start)) for start in recipe.starts_from)
     folders: list[Path | None] = []
     for start in recipe.starts_from:
-        places = [_own_place(options, start), *neighbours]
-        folders.append(finished_training(places, start.recipe, options.seed, *split[:2]))
-    share = limit / (folders.count(None) + 1)
-    found: list[tuple[Start, Path]] = []
-    for start, finished in zip(recipe.starts_from, folders, strict=True):
-        own = _own_place(options, start)
-        if finished is None:
-            _train(replace(options, output=own, max_time_s=share), start.recipe, split)
-        found.append((start, (finished or own) / MODEL))
-    return found, share
-
-
-def _own_place(options: TrainOptions, start: Start) -> Path:
-    return options.output / "starts_from" / start.recipe.name
+        places = [own_place(options.output, start), *places_beside(options.output)]
+        folders.append(finished_training(places, start.recipe, options.seed, options.labels, *split[:2]))
+    missing = [start for start, folder in zip(recipe.starts_from, folders, strict=True) if folder is None]
+    for needed in [*(start.recipe for start in missing), recipe]:
+        check_memory(needed, device)
+    for number, start in enumerate(missing):
+        own = own_place(options.output, start)
+        share = limit / (len(missing) - number + 1)
+        _train(replace(options, output=own, max_time_s=share), start.recipe, split)
+        limit = max(limit - training_time_s(own), 1e-3)  # time for one step is always left
+    found = zip(recipe.starts_from, folders, strict=True)
+    return [(start, folder or own_place(options.output, start)) for start, folder in found], limit
 
 
 def _set_up(options: TrainOptions, recipe: Recipe, found: PreparedStudies, limit_s: float) -> _Run:
@@ -236,18 +247,8 @@ def _set_up(options: TrainOptions, recipe: Recipe, found: PreparedStudies, limit
     wrapped.mark_forward_method("supervised")
     sampler = PatchSampler(found.training, settings, options.seed)
     loss = build_loss(settings.loss)
-    return _Run(
-        options,
-        recipe,
-        limit_s,
-        fabric,
-        network,
-        wrapped.supervised,
-        loss,
-        wrapped_optimizer,
-        sampler,
-        found.validation,
-    )
+    return _Run(options, recipe, limit_s, fabric, network, wrapped.supervised, loss, wrapped_optimizer, sampler,
+                found.validation)  # fmt: skip
 
 
 def _fit(run: _Run) -> str:
@@ -258,7 +259,8 @@ def _fit(run: _Run) -> str:
     losses: list[dict[str, float]] = []
     with progress_bar("training", budget, quiet=run.options.quiet) as bar:
         if not any(p.requires_grad for p in run.network.parameters()):
-            _validate(run, losses, bar)
+            if not run.log:
+                _validate(run, losses, bar)
             return NOTHING
         bar.advance(run.patches)
         while run.patches < budget and run.time_s < limit and not run.stop.is_set() and not _stops_early(run):
@@ -341,9 +343,11 @@ def _validate(run: _Run, losses: list[dict[str, float]], bar: Bar) -> None:
     line = {"patches": run.patches, "time_s": round(run.time_s, 1), "learning_rate": rate, **terms, **validation}
     run.log.append(line | {"dice_mean": mean_dice})
     bar.say(f"training, validation Dice {mean_dice:.3f}" if found else "training")
-    _save(run)
     if run.best is run.log[-1]:
-        _save_weights(run, MODEL)
+        _save_weights(
+            run, MODEL
+        )  # before the checkpoint that says so: whoever resumes from an older one makes it again
+    _save(run)
 
 
 def _save(run: _Run) -> None:
@@ -388,3 +392,9 @@ def _restore(run: _Run) -> None:
     run.network.load_state_dict(state["network"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.patches, run.time_s, run.log, run.starts = (state[name] for name in ("patches", "time_s", "log", "starts"))
+    settings = run.recipe.training
+    before = (run.patches - settings.batch_size) // settings.validate_every
+    if run.log and run.patches < settings.patches and run.patches // settings.validate_every == before:
+        run.log = [
+            line for line in run.log if line["patches"] < run.patches
+        ]  # made by the time limit, not by an epoch's end

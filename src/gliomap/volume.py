@@ -67,11 +67,18 @@ class Volume:
         return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000.0
 
     def crop(self, box: Box) -> "Volume":
-        """The part inside ``box``; the affine moves along."""
+        """The part inside ``box``, zero where it reaches outside; the affine moves along."""
         d, h, w = box.start
         moved = self.affine.copy()
         moved[:3, 3] = self.affine[:3, :3] @ [w, h, d] + self.affine[:3, 3]
-        return Volume(np.ascontiguousarray(self.array[(slice(None), *box.slices)]), moved)
+        inner = [slice(max(a, 0), min(b, n)) for a, b, n in zip(*box, self.shape, strict=True)]
+        part = self.array[(slice(None), *inner)]
+        if part.shape[1:] == box.shape:
+            return Volume(np.ascontiguousarray(part), moved)
+        out = np.zeros((len(part), *box.shape), part.dtype)
+        place = (slice(p.start - a, p.stop - a) for p, a in zip(inner, box.start, strict=True))
+        out[(slice(None), *place)] = part
+        return Volume(out, moved)
 
     def to_ras(self) -> "Volume":
         """The same voxels with x, y, z running right, anterior, superior as nearly as the grid allows."""

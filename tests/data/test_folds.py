@@ -102,6 +102,11 @@ def test_a_drawn_split_has_the_recipes_shares_and_whole_patients():
 
 def test_every_fold_of_a_drawn_split_validates_others():
     everyone = studies(patients=10)
+    tests = [draw_split(everyone, 0.2, 0.2, fold, seed=3)[2] for fold in range(4)]
+    assert all(test == tests[0] for test in tests)
+    for fold in range(4):
+        training, validation, test = draw_split(everyone, 0.2, 0.2, fold, seed=3)
+        assert Counter(s.id for part in (training, validation, test) for s in part) == Counter(s.id for s in everyone)
     held_out = [draw_split(everyone, 0.2, 0.0, fold, seed=3)[1] for fold in range(5)]
     assert Counter(s.id for part in held_out for s in part) == Counter(s.id for s in everyone)
     with pytest.raises(UsageError, match=r"folds 0 to 4; got --fold 5"):
@@ -112,3 +117,4 @@ def test_every_fold_of_a_drawn_split_validates_others():
 def test_a_drawn_split_of_few_patients_still_trains_and_validates(patients, expected):
     assert shares(draw_split(studies(("HGG",), patients, visits=2), 0.2, 0.1, 0, seed=0)) == expected
     assert shares(draw_split(studies(("HGG",), 25), 0.16, 0.0, 0, seed=0)) == (21, 4, 0)
+    assert shares(draw_split(studies(("HGG",), 3), 0.9, 0.0, 0, seed=0)) == (1, 2, 0)

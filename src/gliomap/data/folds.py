@@ -35,6 +35,7 @@ def draw_split(
 ) -> tuple[list[Study], list[Study], list[Study]]:
     """Studies that train, validate and test, in these shares of the patients of every stratum; each ``fold`` validates others.
 
+    The test is the same in all folds.
     At least one patient validates, and one tests where a share does; a single patient trains alone.
 
     Raises:
@@ -46,15 +47,16 @@ def draw_split(
     count = len(patients)
     if count == 1:
         return list(studies), [], []
-    validating = max(round(validation_share * count), 1)
+    validating = min(max(round(validation_share * count), 1), count - 1)
     testing = min(max(round(test_share * count), 1) if test_share else 0, count - validating - 1)
-    if fold >= count // validating:
-        raise UsageError(f"without --folds there are folds 0 to {count // validating - 1}; got --fold {fold}")
-    turned = [patients[(fold * validating + n) % count] for n in range(count)]
-    place = {i: n for n, ids in enumerate(turned) for i in ids}
-    validation = [s for s in studies if place[s.id] < validating]
-    test = [s for s in studies if validating <= place[s.id] < validating + testing]
-    return [s for s in studies if place[s.id] >= validating + testing], validation, test
+    others = count - testing
+    if fold >= others // validating:
+        raise UsageError(f"without --folds there are folds 0 to {others // validating - 1}; got --fold {fold}")
+    first = testing + fold * validating  # the test is the same in every fold
+    place = {i: n for n, ids in enumerate(patients) for i in ids}
+    validation = [s for s in studies if first <= place[s.id] < first + validating]
+    training = [s for s in studies if place[s.id] >= testing and not first <= place[s.id] < first + validating]
+    return training, validation, [s for s in studies if place[s.id] < testing]
 
 
 def _shuffled_patients(studies: Sequence[Study], seed: int) -> list[list[list[str]]]:

@@ -44,7 +44,7 @@ def prepare_study(study: Study, recipe: Recipe) -> tuple[PreparedStudy, list[str
     labels, _, odd = study.read_classes(brain)
     box = study_box(volume, recipe.preprocessing, labels)
     images = prepare(volume, recipe, box)
-    classes = labels.array[0][box.slices]
+    classes = labels.crop(box).array[0]
     middle = (volume.shape[0] - 1) // 2 - box.start[0]
     ratio = voxel_ratio(volume, recipe.preprocessing)
     if ratio is not None:

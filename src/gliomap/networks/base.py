@@ -10,6 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from gliomap.errors import InputError
 
+_LAYOUTS = {2: torch.channels_last, 3: torch.channels_last_3d}
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -77,7 +79,7 @@ class Network(nn.Module):
         """Training mode, but for what is frozen."""
         super().train(mode)
         for name in self.frozen:
-            self.get_submodule(name).eval()
+            nn.Module.train(self.get_submodule(name), False)  # not .eval(), which would come back here for the whole
         return self
 
     def check_input(self, x: Tensor) -> None:
@@ -116,3 +118,13 @@ def run(module: nn.Module, x: Tensor, *, recompute: bool) -> Tensor:
     if recompute and torch.is_grad_enabled():
         return checkpoint(module, x, use_reentrant=False)
     return module(x)
+
+
+def fast_layout(images: Tensor) -> Tensor:
+    """Images (B, C, *S) laid out channels last, which a CPU convolves about twice as fast."""
+    return images.contiguous(memory_format=_LAYOUTS[images.ndim - 2])
+
+
+def channels_last(network: Network) -> Network:
+    """The network with its weights laid out as `fast_layout` lays out images."""
+    return network.to(memory_format=_LAYOUTS[network.spatial_dims])  # pyright: ignore[reportCallIssue] - not in torch's stubs

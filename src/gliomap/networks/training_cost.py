@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gliomap.errors import InputError
 from gliomap.losses import build_loss
-from gliomap.networks import Network, build_network
+from gliomap.networks import Network, build_network, channels_last, fast_layout
 from gliomap.networks.base import Outputs
 from gliomap.networks.counting import Step, count_step, parameters
 from gliomap.recipe import Recipe
@@ -113,8 +113,7 @@ def _build(recipe: Recipe, device: torch.device | str) -> Network:
     with torch.device(device):
         network = build_network(recipe)
     network.freeze(recipe.frozen)
-    layout = torch.channels_last_3d if network.spatial_dims == 3 else torch.channels_last
-    return network.train().to(memory_format=layout)  # pyright: ignore[reportCallIssue] - missing in torch's stubs
+    return channels_last(network.train())
 
 
 def _count(recipe: Recipe, network: Network, size: tuple[int, ...], batch: int) -> Step:
@@ -123,8 +122,7 @@ def _count(recipe: Recipe, network: Network, size: tuple[int, ...], batch: int) 
 
 def _step_time_s(recipe: Recipe, network: Network, size: tuple[int, ...], batch: int) -> float:
     device = next(network.parameters()).device
-    layout = torch.channels_last_3d if network.spatial_dims == 3 else torch.channels_last
-    images = torch.randn(batch, network.in_channels, *size, device=device).contiguous(memory_format=layout)
+    images = fast_layout(torch.randn(batch, network.in_channels, *size, device=device))
     network.zero_grad()
     begun = time.perf_counter()
     loss = _loss(recipe, network.supervised(images))

@@ -1,5 +1,6 @@
 """RECIPES: every recipe by name. One file per paper, and one for the protocol that compares their networks."""
 
+import difflib
 import json
 from pathlib import Path
 
@@ -25,5 +26,11 @@ def find_recipe(name: str) -> Recipe:
         return RECIPES[name]
     path = Path(name)
     if path.suffix != ".json":
-        raise UsageError(f"no recipe is called {name!r}; expected one of {', '.join(RECIPES)}, or a recipe.json")
+        near = difflib.get_close_matches(name, RECIPES, 5, 0.5)
+        hint = (
+            f"near it are {', '.join(near)}"
+            if near
+            else "gliomap models lists the networks, docs/recipes.md all recipes"
+        )
+        raise UsageError(f"no recipe is called {name!r}; expected one of {len(RECIPES)} names or a recipe.json: {hint}")
     return recipe_from_json(json.dumps(read_json(path)))

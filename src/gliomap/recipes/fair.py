@@ -80,8 +80,14 @@ def fair(recipe: Recipe, budget: int = PATCHES) -> Recipe:
         loss=_loss(recipe),
     )
     starts = zip(recipe.starts_from, shares[1:], strict=True)
-    starts_from = tuple(Start(fair(start.recipe, share), start.into) for start, share in starts)
+    starts_from = tuple(Start(_stage(start.recipe, share), start.into) for start, share in starts)
     return replace(twin, training=training, starts_from=starts_from, frozen=recipe.frozen)
+
+
+def _stage(recipe: Recipe, budget: int) -> Recipe:
+    """What another recipe starts from: not the twin of that name, since it has a part of the budget only."""
+    twin = fair(recipe, budget)
+    return replace(twin, name=f"{twin.name}_{budget}")
 
 
 def _protocol(name: str, network: NetworkSpec, *, slices: bool) -> Recipe:
@@ -92,7 +98,7 @@ def _protocol(name: str, network: NetworkSpec, *, slices: bool) -> Recipe:
         source=f"{PROTOCOL.source}: the network of {name}",
         network=network,
         training=replace(PROTOCOL.training, patch_size=size),
-        inference=replace(PROTOCOL.inference, window=size),
+        inference=replace(PROTOCOL.inference, window=(1, *SLICES[1:]) if slices else size),
     )
 
 
