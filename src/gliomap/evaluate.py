@@ -82,7 +82,9 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
     failed: dict[str, str] = {}
     warnings = [f"reproduction: {text}" for text in predictor.cautions]
     if options.hd_all_voxels:
-        warnings.append("reproduction: hd95_all_voxels is no surface distance; it is far smaller than hd95")
+        warnings.append(
+            "reproduction: hd95_all_voxels is no surface distance; where masks overlap it is smaller than hd95"
+        )
     with progress_bar("scoring", len(studies), quiet=options.quiet) as bar:
         for study in studies:
             bar.say(study.id)

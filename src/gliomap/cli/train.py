@@ -15,7 +15,9 @@ def train(
     data: Annotated[Path | None, typer.Argument(help="A folder of labelled studies.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where the results go.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change the recipe: training.patches=2000.")] = None,
-    folds: Annotated[Path | None, typer.Option(help="folds.json of gliomap split; else a fifth validates.")] = None,
+    folds: Annotated[
+        Path | None, typer.Option(help="folds.json of gliomap split; else the recipe's share validates.")
+    ] = None,
     fold: Annotated[int, typer.Option(help="Which fold validates.", min=0)] = 0,
     seed: Seed = 0,
     max_time: Annotated[str | None, typer.Option(help="End training after this time: 90s, 20m, 8h.")] = None,
@@ -60,11 +62,13 @@ def train(
 def _print_plan(recipe: str, settings: list[str], device: str, *, json: bool) -> None:
     from json import loads
 
-    from gliomap.plan import plan
+    from gliomap.engines import find_device
+    from gliomap.plan import check, check_memory, plan
     from gliomap.recipe import cautions, recipe_json, with_settings
     from gliomap.recipes import find_recipe
 
     found = with_settings(find_recipe(recipe), settings)
+    check(found)
     stages = plan(found, device)
     if json:
         printing.as_json({"recipe": loads(recipe_json(found)), "stages": [vars(stage) for stage in stages]})
@@ -83,6 +87,11 @@ def _print_plan(recipe: str, settings: list[str], device: str, *, json: bool) ->
     ]
     printing.table(["training", "patches", "steps", "validations", "memory in GB", "time of the steps"], rows)
     printing.lines(*(f"reproduction: {text}" for text in cautions(found)))
+    for one in (*(start.recipe for start in found.starts_from), found):
+        try:
+            check_memory(one, find_device(device))
+        except UsageError as error:
+            printing.lines(f"here it would be refused: {error}")
 
 
 def _hours(time_s: float) -> str:
