@@ -86,7 +86,7 @@ def test_transposed_weights_are_saved_as_they_are_seen(tmp_path):
 def test_header_is_what_the_design_says(model):
     metadata = split(model.read_bytes())[0]["__metadata__"]
     assert set(metadata) == {"format_version", "kind", "members", "card", "content_sha256"}
-    assert (metadata["format_version"], metadata["kind"]) == ("1", "single")
+    assert (metadata["format_version"], metadata["kind"]) == ("2", "single")
     (member,) = json.loads(metadata["members"])
     assert (member["prefix"], member["role"], member["recipe"]["name"]) == ("", "network", RECIPE.name)
 
@@ -139,7 +139,7 @@ def test_types_that_numpy_lacks_are_refused(model, dtype):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"format_version": "2"},
+        {"format_version": "1"},
         {"format_version": ""},
         {"kind": "ensemble"},
         {"content_sha256": "0" * 64},
