@@ -2,6 +2,7 @@ import csv
 import importlib
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -411,6 +412,11 @@ def test_a_reproduction_that_nobody_should_do_is_flagged_wherever_it_is_used(dat
     assert warning in segmented.done[0].warnings
     assert not segmented.done[0].scores
     assert "told where the tumour is" in (tmp_path / "out" / "report.html").read_text()
+    copy = tmp_path / study.name
+    shutil.copytree(study, copy)
+    next(copy.glob("*_seg.nii.gz")).unlink()
+    with pytest.raises(InputError, match="no label map.* crops about the true tumour"):
+        segment(SegmentOptions(copy, tmp_path / "none", model=result.model, device="cpu", quiet=True))
 
 
 def test_a_model_of_the_whole_tumour_is_scored_by_it_alone(data: Path, tmp_path: Path) -> None:

@@ -249,7 +249,9 @@ def _known_labels(
             known = convention_from_values(study.label.read().array)
     except InputError as error:
         if needed:
-            raise
+            raise InputError(
+                f"{error}. This model's recipe crops about the true tumour: use another for such studies"
+            ) from error
         # the images are good, and most segmentations need no label map
         odd = [f"its own label map was not used: {error}"]
     if options.output_labels is not None:
