@@ -415,7 +415,7 @@ def test_a_reproduction_that_nobody_should_do_is_flagged_wherever_it_is_used(dat
     copy = tmp_path / study.name
     shutil.copytree(study, copy)
     next(copy.glob("*_seg.nii.gz")).unlink()
-    with pytest.raises(InputError, match="no label map.* crops about the true tumour"):
+    with pytest.raises(InputError, match=r"no label map.* crops about the true tumour"):
         segment(SegmentOptions(copy, tmp_path / "none", model=result.model, device="cpu", quiet=True))
 
 
