@@ -24,6 +24,7 @@ def test_a_plan_counts_steps_and_validations_of_every_training():
     assert (last.recipe, last.patches, last.steps, last.validations) == ("second", 4, 2, 1)
     assert first.memory_bytes == last.memory_bytes > 1e6
     assert first.time_s > 0
+    assert first.refused == ""
 
 
 def test_a_training_in_which_all_is_frozen_takes_nothing():
@@ -37,8 +38,9 @@ def test_too_little_memory_is_refused_with_what_to_turn_down(monkeypatch):
     monkeypatch.setattr("gliomap.plan.available_memory_bytes", lambda: int(0.9 * needed))
     check_memory(SMALL, CPU)  # the count may be a fifth too high
     monkeypatch.setattr("gliomap.plan.available_memory_bytes", lambda: int(0.7 * needed))
-    with pytest.raises(UsageError, match=r"GB are free; turn down training\.batch_size \(now 2\)"):
+    with pytest.raises(UsageError, match=r"GB are free; turn down training\.batch_size \(now 2\)") as caught:
         check_memory(SMALL, CPU)
+    assert plan(SMALL, "cpu")[0].refused == str(caught.value)
     whole = ("encoder", "bottleneck", "up", "decoder", "head", "gates")
     check_memory(replace(SMALL, frozen=whole), CPU)
 

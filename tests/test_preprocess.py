@@ -36,7 +36,8 @@ def study(shape=(12, 14, 10), spacing=(1.0, 1.0, 1.0), channels=2, seed=0):
 def prepared_with(volume, **settings):
     """A study of t1 and flair, prepared with these settings."""
     recipe = replace(RECIPES["druwas"], modalities=("t1", "flair"), preprocessing=Preprocessing(**settings))
-    return prepare(volume, recipe, study_box(volume, recipe.preprocessing))
+    shown = volume.crop(study_box(volume, recipe.preprocessing))
+    return prepare(shown, recipe, voxel_ratio(volume, recipe.preprocessing))
 
 
 def centres_in_source(count, ratio):

@@ -21,7 +21,8 @@ TRUSTED = 0.8
 class Stage:
     """One training of a plan: its steps and validations, the memory in bytes and the seconds that it is expected to take.
 
-    ``time_s`` is of the steps alone: reading studies, augmentation and validation come on top.
+    ``time_s`` is of the steps alone: reading studies, augmentation and validation come on top. ``refused``: why it would
+    not be begun on this machine now; empty if it would.
     """
 
     recipe: str
@@ -30,6 +31,7 @@ class Stage:
     validations: int
     memory_bytes: int
     time_s: float
+    refused: str = ""
 
 
 def plan(recipe: Recipe, device: str = "auto") -> list[Stage]:
@@ -44,9 +46,10 @@ def plan(recipe: Recipe, device: str = "auto") -> list[Stage]:
         return [*stages, Stage(recipe.name, 0, 0, 1, 0, 0.0)]
     steps = -(-settings.patches // settings.batch_size)
     validations = -(-settings.patches // settings.validate_every)
-    per_patch = patch_time_s(recipe, find_device(device))
-    memory = training_memory_bytes(recipe)
-    return [*stages, Stage(recipe.name, settings.patches, steps, validations, memory, per_patch * settings.patches)]
+    where = find_device(device)
+    time_s, memory = patch_time_s(recipe, where) * settings.patches, training_memory_bytes(recipe)
+    refused = _too_much(recipe, memory, where)
+    return [*stages, Stage(recipe.name, settings.patches, steps, validations, memory, time_s, refused)]
 
 
 def check(recipe: Recipe) -> None:
@@ -92,15 +95,21 @@ def check_memory(recipe: Recipe, device: torch.device) -> None:
     """
     if not _trains(_network(recipe)):
         return
+    if refused := _too_much(recipe, training_memory_bytes(recipe), device):
+        raise UsageError(refused)
+
+
+def _too_much(recipe: Recipe, needed: int, device: torch.device) -> str:
+    """What is wrong if a training that needs so many bytes does not fit into those that are free; empty if it does."""
     settings = recipe.training
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_bytes()
-    needed = training_memory_bytes(recipe)
-    if needed * TRUSTED > free:
-        raise UsageError(
-            f"training {recipe.name} needs about {needed / 1e9:.0f} GB and {free / 1e9:.0f} GB are free; turn down "
-            f"training.batch_size (now {settings.batch_size}) or training.patch_size (now {list(settings.patch_size)}), "
-            "or set network.settings.recompute=true where the network has it"
-        )
+    if needed * TRUSTED <= free:
+        return ""
+    return (
+        f"training {recipe.name} needs about {needed / 1e9:.0f} GB and {free / 1e9:.0f} GB are free; turn down "
+        f"training.batch_size (now {settings.batch_size}) or training.patch_size (now {list(settings.patch_size)}), "
+        "or set network.settings.recompute=true where the network has it"
+    )
 
 
 def _all(recipe: Recipe) -> list[Recipe]:

@@ -71,18 +71,19 @@ def voxel_ratio(volume: Volume, settings: Preprocessing) -> tuple[float, float, 
     return None
 
 
-def prepare(volume: Volume, recipe: Recipe, box: Box) -> Volume:
-    """The network's input for a study: float32 (C, D, H, W), cropped to ``box``, resampled, normalised; background 0."""
+def prepare(shown: Volume, recipe: Recipe, ratio: tuple[float, float, float] | None) -> Volume:
+    """The network's input for the part of a study that it is shown: float32 (C, D, H, W), resampled, normalised; background 0.
+
+    ``shown`` is cropped to `study_box`; ``ratio`` is the whole study's `voxel_ratio`.
+    """
     settings = recipe.preprocessing
-    cropped = volume.crop(box)
-    mask = brain_mask(cropped)
-    ratio = voxel_ratio(volume, settings)
+    mask = brain_mask(shown)
     if ratio is not None:
-        cropped, mask = _resampled_brain(cropped, mask, ratio)
-    array = cropped.array
+        shown, mask = _resampled_brain(shown, mask, ratio)
+    array = shown.array
     if settings.histogram_matching:
         array = np.stack([match_histogram(a, mask, m) for a, m in zip(array, recipe.modalities, strict=True)])
-    return cropped.with_array(normalise(array, mask, settings.normalisation))
+    return shown.with_array(normalise(array, mask, settings.normalisation))
 
 
 def match_histogram(image: Array, mask: Array, modality: str) -> Array:

@@ -22,9 +22,7 @@ View = Literal[
 
 
 @dataclass(frozen=True)
-class NetworkSpec:
-    """A name in ``NETWORKS`` and the constructor arguments that differ from its defaults, as JSON has them."""
-
+class _Spec:
     __pydantic_config__ = _STRICT
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
@@ -34,15 +32,13 @@ class NetworkSpec:
 
 
 @dataclass(frozen=True)
-class LossSpec:
+class NetworkSpec(_Spec):
+    """A name in ``NETWORKS`` and the constructor arguments that differ from its defaults, as JSON has them."""
+
+
+@dataclass(frozen=True)
+class LossSpec(_Spec):
     """A name in ``LOSSES`` and the arguments that differ from its defaults, as JSON has them."""
-
-    __pydantic_config__ = _STRICT
-    name: str
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "settings", json.loads(json.dumps(self.settings)))
 
 
 @dataclass(frozen=True)

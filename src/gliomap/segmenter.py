@@ -1,6 +1,6 @@
 """From a study's Volume to a class map on its grid: prepare, run the network, combine windows, decode. No torch in here."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -12,7 +12,7 @@ from gliomap.classes import Target
 from gliomap.postprocess import postprocess
 from gliomap.preprocess import brain_mask, prepare, resample, study_box, voxel_ratio
 from gliomap.recipe import Inference, Recipe, Size, View
-from gliomap.volume import Box, Volume
+from gliomap.volume import Volume
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Engine = Callable[[Array], Array]
@@ -43,37 +43,36 @@ class Segmenter:
 
         ``truth`` is the true class map (1, D, H, W), for recipes that crop about it (see `study_box`).
         """
-        box = study_box(volume, self.recipe.preprocessing, truth)
-        shown = volume.crop(box)
+        shown = volume.crop(study_box(volume, self.recipe.preprocessing, truth))
+        views = self._views(shown, voxel_ratio(volume, self.recipe.preprocessing))
         target = self.recipe.target
         if self.recipe.inference.combine == "vote":
-            classes = majority([target.decode(p) for p in self._views(volume, box)])
+            classes = majority([target.decode(p) for p in views])
         else:
-            classes = target.decode(self._mean(volume, box))
+            classes = target.decode(self._mean(views))
         classes = postprocess(classes * brain_mask(shown), self.recipe.postprocessing)
         return shown.with_array(classes).placed_on(volume)
 
     def probabilities(self, volume: Volume, truth: Volume | None = None) -> Volume:
         """The network's probabilities (K, D, H, W) float32, the mean over the views, on the part of the grid it is shown."""
-        box = study_box(volume, self.recipe.preprocessing, truth)
-        return volume.crop(box).with_array(self._mean(volume, box))
+        shown = volume.crop(study_box(volume, self.recipe.preprocessing, truth))
+        return shown.with_array(self._mean(self._views(shown, voxel_ratio(volume, self.recipe.preprocessing))))
 
-    def _mean(self, volume: Volume, box: Box) -> Array:
+    def _mean(self, views: Iterable[Array]) -> Array:
         total, count = 0.0, len(self.recipe.inference.views)
-        for probabilities in self._views(volume, box):
+        for probabilities in views:
             total = total + probabilities / count
         return np.asarray(total)
 
-    def _views(self, volume: Volume, box: Box) -> Iterator[Array]:
-        """Each view's probabilities (K, D, H, W) on the study's own voxels in ``box``."""
-        prepared = prepare(volume, self.recipe, box).array
-        ratio = voxel_ratio(volume, self.recipe.preprocessing)
+    def _views(self, shown: Volume, ratio: tuple[float, float, float] | None) -> Iterator[Array]:
+        """Each view's probabilities (K, D, H, W) on the study's own voxels."""
+        prepared = prepare(shown, self.recipe, ratio).array
         for view in self.recipe.inference.views:
             logits = turn_back(self.logits(turn(prepared, view)), view)
             probabilities = activate(logits, self.recipe.target)
             if ratio is not None:
                 z, y, x = (1 / r for r in ratio)
-                probabilities = resample(probabilities, box.shape, (z, y, x))
+                probabilities = resample(probabilities, shown.shape, (z, y, x))
             yield probabilities
 
     def logits(self, images: Array) -> Array:

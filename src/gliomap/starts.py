@@ -91,7 +91,8 @@ def _record(folder: Path) -> dict[str, Any]:
         run = read_json(folder / "run.json")
     except InputError:
         return {}
-    return run if isinstance(run, dict) and run.get("verb") == "train" else {}
+    known = {"studies", "inputs_sha256", "outputs_sha256"}
+    return run if isinstance(run, dict) and run.get("verb") == "train" and known <= run.keys() else {}
 
 
 def _same_files(run: dict[str, Any], training: Sequence[Study], validation: Sequence[Study]) -> bool:

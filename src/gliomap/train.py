@@ -166,13 +166,10 @@ def _train(options: TrainOptions, recipe: Recipe, split: _Split) -> TrainResult:
     with interruptible(run.stop):
         ended = _fit(run)
     _save(run)
-    used = {
-        "training": [s.id for s in found.training],
-        "validation": [s.id for s in found.validation],
-        "test": run.test,
-    }
+    used: dict[str, Any] = {"training": [s.id for s in found.training], "validation": [s.id for s in found.validation]}
+    used |= {"test": run.test, "failed": found.failed}
     outcome = {"ended": ended, "patches": run.patches, "train_time_s": run.time_s, "best": run.best}
-    outcome |= {"studies": used | {"failed": found.failed}, "warnings": warnings, "inputs_sha256": found.inputs_sha256}
+    outcome |= {"studies": used, "warnings": warnings, "inputs_sha256": found.inputs_sha256}
     outcome["starts_from"] = run.starts
     outcome["outputs_sha256"] = {p.name: sha256(p) for p in sorted(options.output.glob("*.safetensors"))}
     content = record.content(seed=options.seed, threads=torch.get_num_threads(), **outcome)

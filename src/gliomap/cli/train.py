@@ -62,8 +62,7 @@ def train(
 def _print_plan(recipe: str, settings: list[str], device: str, *, json: bool) -> None:
     from json import loads
 
-    from gliomap.engines import find_device
-    from gliomap.plan import check, check_memory, plan
+    from gliomap.plan import check, plan
     from gliomap.recipe import cautions, recipe_json, with_settings
     from gliomap.recipes import find_recipe
 
@@ -87,11 +86,7 @@ def _print_plan(recipe: str, settings: list[str], device: str, *, json: bool) ->
     ]
     printing.table(["training", "patches", "steps", "validations", "memory in GB", "time of the steps"], rows)
     printing.lines(*(f"reproduction: {text}" for text in cautions(found)))
-    for one in (*(start.recipe for start in found.starts_from), found):
-        try:
-            check_memory(one, find_device(device))
-        except UsageError as error:
-            printing.lines(f"here it would be refused: {error}")
+    printing.lines(*(f"here it would be refused: {stage.refused}" for stage in stages if stage.refused))
 
 
 def _hours(time_s: float) -> str:

@@ -43,10 +43,10 @@ def prepare_study(study: Study, recipe: Recipe) -> tuple[PreparedStudy, list[str
     brain = Volume(brain_mask(volume)[None], volume.affine)
     labels, _, odd = study.read_classes(brain)
     box = study_box(volume, recipe.preprocessing, labels)
-    images = prepare(volume, recipe, box)
+    ratio = voxel_ratio(volume, recipe.preprocessing)
+    images = prepare(volume.crop(box), recipe, ratio)
     classes = labels.crop(box).array[0]
     middle = (volume.shape[0] - 1) // 2 - box.start[0]
-    ratio = voxel_ratio(volume, recipe.preprocessing)
     if ratio is not None:
         classes = resample_classes(classes, images.shape, ratio)
         middle = round((middle + 0.5) / ratio[0] - 0.5)
