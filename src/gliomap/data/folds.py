@@ -1,7 +1,8 @@
 """Which patients train and which validate."""
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +12,66 @@ from gliomap.data.study import Study
 from gliomap.errors import InputError, UsageError
 from gliomap.files import read_json
 
+MOST_SIZES = 3
+"""Groups by tumour size in which the patients of a stratum are spread: thirds where there are enough of them."""
 
-def patient_folds(studies: Sequence[Study], count: int, seed: int) -> list[list[str]]:
-    """The study ids of each of ``count`` folds: all studies of a patient in one, every stratum spread over all.
+
+@dataclass(frozen=True)
+class Patient:
+    """One person: ``studies`` has the ids of all examinations; ``enhancing`` and ``volume_ml`` (whole tumour) are their labels'."""
+
+    name: str
+    studies: tuple[str, ...]
+    stratum: str
+    enhancing: bool
+    volume_ml: float
+
+
+def patient_folds(patients: Sequence[Patient], count: int, seed: int) -> list[list[Patient]]:
+    """The patients of each of ``count`` folds.
+
+    Patients are lined up by stratum, then by enhancement, then by third of tumour size, at random within, and dealt in turn.
+    So the folds' numbers of patients differ by one at most, as do those of each stratum, of its enhancing tumours, and of
+    each size among these. The order of ``patients`` does not matter.
 
     Raises:
         UsageError: there are fewer patients than folds.
     """
-    strata = _shuffled_patients(studies, seed)
-    total = sum(len(members) for members in strata)
-    if not 2 <= count <= total:
+    if not 2 <= count <= len(patients):
         raise UsageError(
-            f"cannot make {count} folds of {total} patients; expected at least 2 folds and no more than patients"
+            f"cannot make {count} folds of {len(patients)} patients; expected at least 2 folds and no more than patients"
         )
-    folds: list[list[str]] = [[] for _ in range(count)]
-    for place, ids in enumerate(ids for members in strata for ids in members):
-        folds[place % count] += ids
-    return [sorted(fold) for fold in folds]
+    rng = np.random.default_rng(seed)
+    folds: list[list[Patient]] = [[] for _ in range(count)]
+    turns = rng.permutation(count)
+    for place, patient in enumerate(_lined_up(patients, count, rng)):
+        folds[turns[place % count]].append(patient)
+    return folds
+
+
+def _lined_up(patients: Sequence[Patient], count: int, rng: np.random.Generator) -> list[Patient]:
+    """Patients with like neighbours. A stratum of one patient is none: it would fix that patient's place."""
+    sizes = Counter(p.stratum for p in patients)
+    runs: dict[tuple[str, bool], list[Patient]] = defaultdict(list)
+    for patient in sorted(patients, key=lambda p: (p.volume_ml, p.name)):
+        runs[patient.stratum if sizes[patient.stratum] > 1 else "", patient.enhancing].append(patient)
+    line: list[Patient] = []
+    for number, stratum in enumerate(sorted({stratum for stratum, _ in runs})):
+        for enhancing in (False, True) if number % 2 == 0 else (True, False):  # like meets like where strata meet
+            run = runs[stratum, enhancing]
+            groups = min(max(len(run) // count, 1), MOST_SIZES)
+            for group in np.array_split(np.arange(len(run)), groups):
+                line += [run[i] for i in rng.permutation(group)]
+    return line
+
+
+def shared_patients(folds: Sequence[Sequence[str]], patient_of: Mapping[str, str]) -> dict[str, list[int]]:
+    """The patients whose studies are in more than one fold, with the numbers of those folds; empty is as it should be."""
+    found: dict[str, set[int]] = defaultdict(set)
+    for number, ids in enumerate(folds):
+        for study in ids:
+            found[patient_of[study]].add(number)
+    return {patient: sorted(numbers) for patient, numbers in sorted(found.items()) if len(numbers) > 1}
 
 
 def draw_split(
@@ -78,7 +122,7 @@ def read_fold(path: Path, fold: int, studies: Sequence[Study]) -> tuple[list[Stu
     """The studies that train and those that validate in fold ``fold`` of a folds.json.
 
     Raises:
-        InputError: the file is no folds.json, or names studies that are not there.
+        InputError: the file is no folds.json, names studies that are not there, or has a study or a patient in two folds.
         UsageError: it has no such fold.
     """
     content: Any = read_json(path)
@@ -96,5 +140,13 @@ def read_fold(path: Path, fold: int, studies: Sequence[Study]) -> tuple[list[Stu
     listed = [i for ids in folds for i in ids]
     if len(set(listed)) != len(listed):
         raise InputError(f"{path} has a study in two folds; expected each in one. Split that data again")
+    told = content.get("patients")
+    patients = told if isinstance(told, dict) else {}
+    shared = shared_patients(folds, {i: str(patients.get(i, i)) for i in listed})
+    if shared:
+        raise InputError(
+            f"{path} has the patient {next(iter(shared))} in more than one fold; expected all of a patient's studies in one. "
+            "Split that data again"
+        )
     training = [by_id[i] for number, ids in enumerate(folds) for i in ids if number != fold]
     return training, [by_id[i] for i in folds[fold]]
