@@ -1,5 +1,7 @@
 """Small studies made of an ellipsoid with a nested tumour, for the tests that need files."""
 
+import os
+import signal
 from pathlib import Path
 
 import nibabel as nib
@@ -91,3 +93,37 @@ def msd_dataset(folder, content=None):
     images, classes = write_study(folder, "msd", "BRATS_001")
     (folder / "dataset.json").write_bytes(json_bytes(MSD_JSON if content is None else content))
     return images, classes
+
+
+def small_pairs(folder, count, models=("a", "b"), repeat=None):
+    """``count`` studies with truth.nii.gz and pred_MODEL.nii.gz, 60 x 60 x 60 voxels in BraTS 2021's values; returns their ids.
+
+    ``repeat``: only so many are made, and the others are copies of them.
+    """
+    ids = []
+    for number in range(count):
+        ids.append(f"case_{number}")
+        place, source = folder / ids[-1], number if repeat is None else number % repeat
+        place.mkdir(parents=True)
+        for shift, name in enumerate(("truth", *(f"pred_{m}" for m in models))):
+            path, original = place / f"{name}.nii.gz", folder / f"case_{source}" / f"{name}.nii.gz"
+            if source < number:
+                path.write_bytes(original.read_bytes())
+            else:
+                save(path, _ball(6 + number % 10, shift), small_affine(1.0))
+    return ids
+
+
+def _ball(radius, shift):
+    """ET about NCR in ED, in a grid of 60 x 60 x 60, in the values of BraTS 2021."""
+    d, h, w = (np.arange(60) - c for c in (30, 29, 28 + shift))
+    distance = np.sqrt(d[:, None, None] ** 2.0 + h[:, None] ** 2.0 + w**2.0)
+    return np.select([distance < radius / 3, distance < radius / 2, distance < radius], [1, 4, 2], 0).astype(np.uint8)
+
+
+class DeadlyStudy(Study):
+    """A study whose reading kills the process, as the kernel does when memory is short."""
+
+    def read_classes(self, *_):
+        """Never comes back."""
+        os.kill(os.getpid(), signal.SIGKILL)

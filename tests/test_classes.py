@@ -12,6 +12,7 @@ from gliomap.classes import (
     ET,
     NCR,
     NESTED_REGIONS,
+    PARTS,
     RC,
     REGIONS,
     WHOLE_TUMOUR,
@@ -187,3 +188,37 @@ def test_encoding_then_decoding_a_class_map_is_the_identity(classes):
 )
 def test_a_target_tells_the_regions_that_its_channels_make_up(target, regions):
     assert target.regions == regions
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        (ALL_CLASSES, {"ET", "TC", "WT", "NCR", "ED"}),
+        (NESTED_REGIONS, {"ET", "TC", "WT", "NCR", "ED"}),
+        (WHOLE_TUMOUR, {"WT"}),
+        (Target("sigmoid", ((NCR,), (ED,), (ET,))), {"ET", "TC", "WT", "NCR", "ED"}),
+        (Target("sigmoid", ((NCR, ET), (NCR, ED, ET))), {"TC", "WT", "ED"}),
+        (Target("softmax", ((0,), (NCR,), (ED,), (ET,), (RC,))), {"ET", "TC", "WT", "NCR", "ED", "RC"}),
+    ],
+)
+def test_a_target_tells_what_its_channels_make_up_or_have_of_their_own(target, told):
+    assert {part for part in PARTS if target.tells(part)} == told
+    assert set(target.regions) == told & set(REGIONS)
+
+
+def test_the_probability_of_a_region_is_over_a_half_just_where_the_region_is_decoded():
+    rng = np.random.default_rng(0)
+    probabilities = rng.random((3, 4, 5, 6))
+    nested = np.sort(probabilities, 0)
+    single = Target("sigmoid", ((NCR,), (ED,), (ET,)))  # of which one voxel may have several, all of them in WT
+    for target, values, regions in ((NESTED_REGIONS, nested, REGIONS), (single, probabilities, ["WT"])):
+        for region in regions:
+            np.testing.assert_array_equal(
+                target.region_probability(values, region) > 0.5, region_mask(target.decode(values), region)
+            )
+
+
+def test_the_probability_of_a_region_of_exclusive_classes_is_their_sum():
+    probabilities = np.array([0.1, 0.2, 0.3, 0.4]).reshape(4, 1, 1, 1)
+    found = [ALL_CLASSES.region_probability(probabilities, region).item() for region in ("ET", "TC", "WT", "ED")]
+    assert found == pytest.approx([0.4, 0.6, 0.9, 0.3])

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from gliomap.compare import CompareOptions, compare
 from gliomap.demo import DemoOptions, demo
 from gliomap.evaluate import EvaluateOptions, evaluate
 from gliomap.model_file import load_model
@@ -35,14 +36,14 @@ def test_demo_leaves_a_study_a_segmentation_a_report_and_scores(tmp_path: Path) 
     assert np.mean(list(dice.values())) > 0.6
 
 
-def test_split_train_segment_evaluate(tmp_path: Path) -> None:
+def test_split_train_segment_evaluate_compare(tmp_path: Path) -> None:
     data, folds = tmp_path / "data", tmp_path / "folds.json"
     phantom(PhantomOptions(data, studies=4, layout="brats2023", size=48, quiet=True))
-    held_out = split(SplitOptions(data, folds, folds=2)).folds[1]
+    held_out = split(SplitOptions(data, folds, folds=2, seed=1)).folds[0]
     settings = ["network.settings.base=4", "preprocessing.spacing_mm=null", "training.patch_size=[32,48,48]"]
     settings += ["training.patches=160", "training.validate_every=160", "training.learning_rate=0.01"]
     options = TrainOptions(
-        "attention_resunet_small", data, tmp_path / "run", settings, folds, 1, device="cpu", quiet=True
+        "attention_resunet_small", data, tmp_path / "run", settings, folds, 0, device="cpu", quiet=True
     )
     model = train(options).model
     assert load_model(model).card["validation_studies"] == held_out
@@ -53,6 +54,9 @@ def test_split_train_segment_evaluate(tmp_path: Path) -> None:
     assert [r.value for r in from_files.rows] == [r.value for r in from_model.rows]
     seen = [r.value for r in from_model.rows if (r.region, r.metric) == ("WT", "dice") and r.study not in held_out]
     assert np.mean([value or 0.0 for value in seen]) > 0.3
+    compared = compare(CompareOptions((tmp_path / "a.csv", tmp_path / "b.csv"), tmp_path / "compare"))
+    assert {answer.comparison.difference for answer in compared.answers if answer.comparison.studies > 1} == {0.0}
+    assert compared.page.stat().st_size > 10_000
 
 
 def test_a_bright_voxel_at_a_known_place_is_found_again_in_the_label_map(tmp_path: Path) -> None:

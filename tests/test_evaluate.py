@@ -1,12 +1,21 @@
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from studies import small_pairs
 
+from gliomap import scoring
 from gliomap.errors import InputError, UsageError
 from gliomap.evaluate import EvaluateOptions, evaluate, summarise
+from gliomap.files import read_json
 from gliomap.phantom import PhantomOptions, phantom
+from gliomap.rows import CALIBRATION_METRICS, PROTOCOL_METRICS
 from gliomap.segment import SegmentOptions, segment
 
 
@@ -26,7 +35,7 @@ def _values(rows: list, metric: str) -> list[float | None]:
 @pytest.mark.parametrize("layout", ["brats2021", "brats2023", "msd", "nnunet"])
 def test_a_truth_against_itself_has_dice_1_and_hd95_0_everywhere(layout: str, tmp_path: Path) -> None:
     _phantoms(tmp_path / "data", layout)
-    rows = _evaluate(tmp_path / "data", tmp_path / "data", tmp_path / "scores.csv").rows
+    rows = list(_evaluate(tmp_path / "data", tmp_path / "data", tmp_path / "scores.csv").rows)
     assert _values(rows, "dice") == [1.0] * 6
     assert _values(rows, "hd95") == [0.0] * 6
 
@@ -39,7 +48,7 @@ def test_conventions_of_prediction_and_truth_may_differ(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(values, truth.affine), tmp_path / "predictions" / f"{study}.nii.gz")
     with pytest.raises(InputError, match="Nothing is guessed"):
         _evaluate(tmp_path / "predictions", tmp_path / "data", tmp_path / "scores.csv")
-    rows = _evaluate(tmp_path / "predictions", tmp_path / "data", tmp_path / "scores.csv", labels="msd").rows
+    rows = list(_evaluate(tmp_path / "predictions", tmp_path / "data", tmp_path / "scores.csv", labels="msd").rows)
     assert _values(rows, "dice") == [1.0] * 3
 
 
@@ -48,7 +57,7 @@ def test_what_segment_wrote_is_found_with_its_convention(tmp_path: Path) -> None
     segment(
         SegmentOptions(tmp_path / "data", tmp_path / "out", output_labels="msd", device="cpu", quiet=True, score=True)
     )
-    rows = _evaluate(tmp_path / "out", tmp_path / "data", tmp_path / "scores.csv").rows
+    rows = list(_evaluate(tmp_path / "out", tmp_path / "data", tmp_path / "scores.csv").rows)
     lines = (tmp_path / "out" / "scores.csv").read_text().splitlines()[1:]
     assert [line.split(",")[4] for line in lines] == ["" if r.value is None else f"{r.value:.6g}" for r in rows]
 
@@ -59,7 +68,7 @@ def test_a_missing_prediction_is_counted_and_shown(tmp_path: Path) -> None:
     result = _evaluate(tmp_path / "out", tmp_path / "data", tmp_path / "scores.csv")
     assert list(result.failed) == [second]
     assert [r.study for r in result.rows if r.status == "failed"] == [second]
-    assert summarise(result.rows, "dice")["WT"][2:] == (1, 1)
+    assert summarise(result.rows, "dice")[result.models[0], "WT"][2:] == (1, 1)
 
 
 def test_a_prediction_on_another_grid_is_refused(tmp_path: Path) -> None:
@@ -81,7 +90,7 @@ def test_a_flipped_array_with_its_affine_is_the_same_prediction(tmp_path: Path) 
     assert not np.array_equal(flipped.affine, truth.affine)
     (tmp_path / "predictions").mkdir()
     nib.save(flipped, tmp_path / "predictions" / f"{study}_seg.nii.gz")
-    rows = _evaluate(tmp_path / "predictions", tmp_path / "data", tmp_path / "scores.csv").rows
+    rows = list(_evaluate(tmp_path / "predictions", tmp_path / "data", tmp_path / "scores.csv").rows)
     assert _values(rows, "dice") == [1.0] * 3
 
 
@@ -91,7 +100,7 @@ def test_two_files_for_one_prediction_are_refused(tmp_path: Path) -> None:
     for model in ("a", "b"):
         (tmp_path / "predictions" / model).mkdir(parents=True)
         (tmp_path / "predictions" / model / f"{study}.nii.gz").write_bytes(truth.read_bytes())
-    with pytest.raises(InputError, match="2 files could be the prediction"):
+    with pytest.raises(InputError, match="2 files could be its label map"):
         _evaluate(tmp_path / "predictions", tmp_path / "data", tmp_path / "scores.csv")
 
 
@@ -101,7 +110,7 @@ def test_a_single_label_map_is_not_assumed_to_share_the_truths_convention(tmp_pa
     prediction.write_bytes((tmp_path / "data" / study / f"{study}-seg.nii.gz").read_bytes())
     with pytest.raises(InputError, match="Nothing is guessed"):
         _evaluate(prediction, tmp_path / "data" / study, tmp_path / "scores.csv")
-    rows = _evaluate(prediction, tmp_path / "data" / study, tmp_path / "scores.csv", labels="brats2023").rows
+    rows = list(_evaluate(prediction, tmp_path / "data" / study, tmp_path / "scores.csv", labels="brats2023").rows)
     assert _values(rows, "dice") == [1.0] * 3
 
 
@@ -119,6 +128,224 @@ def test_the_table_needs_a_file_name(tmp_path: Path) -> None:
 
 def test_a_region_that_both_lack_scores_1_and_0(tmp_path: Path) -> None:
     _phantoms(tmp_path / "data", studies=1, kind="no_enhancement")
-    rows = _evaluate(tmp_path / "data", tmp_path / "data", tmp_path / "scores.csv").rows
+    rows = list(_evaluate(tmp_path / "data", tmp_path / "data", tmp_path / "scores.csv").rows)
     et = {r.metric: r for r in rows if r.region == "ET"}
     assert (et["dice"].value, et["hd95"].value, et["dice"].status) == (1.0, 0.0, "both_empty")
+
+
+def _table(folder: Path, output: Path, **changes: object) -> bytes:
+    _evaluate(folder, folder, output, match="{study}/pred_{model}.nii.gz", **changes)
+    return output.read_bytes()
+
+
+def test_a_pattern_scores_every_model_and_counts_what_one_lacks(tmp_path: Path) -> None:
+    first, *_ = small_pairs(tmp_path / "data", 3, models=("a", "b_c"))
+    (tmp_path / "data" / first / "pred_b_c.nii.gz").unlink()
+    result = _evaluate(tmp_path / "data", tmp_path / "data", tmp_path / "s.csv", match="{study}/pred_{model}.nii.gz")
+    assert result.models == ("a", "b_c")
+    assert list(result.failed) == [f"{first}, b_c"]
+    rows = list(result.rows)
+    assert {(r.study, r.model) for r in rows if r.status == "failed"} == {(first, "b_c")}
+    assert [s.studies for s in summarise(rows, "dice").values()] == [3, 3, 3, 2, 2, 2]
+    with pytest.raises(UsageError, match="leave out --name"):
+        _table(tmp_path / "data", tmp_path / "s.csv", name="mine")
+
+
+def test_truths_and_studies_may_be_chosen(tmp_path: Path) -> None:
+    ids = small_pairs(tmp_path / "data", 3)
+    changes = {"match": "{study}/pred_{model}.nii.gz", "match_truth": "{study}/truth.nii.gz"}
+    data = tmp_path / "data"
+    rows = list(_evaluate(data, data, tmp_path / "s.csv", studies=(ids[1],), **changes).rows)
+    assert {r.study for r in rows} == {ids[1]}
+    with pytest.raises(InputError, match="no labelled study nobody"):
+        _evaluate(data, data, tmp_path / "s.csv", studies=("nobody",), **changes)
+
+
+def test_what_is_measured_is_what_is_asked_with_the_volumes(tmp_path: Path) -> None:
+    small_pairs(tmp_path / "data", 1)
+    match = "{study}/pred_{model}.nii.gz"
+    data = tmp_path / "data"
+    asked = ("iou", "nsd_2mm", "mean_iou_of_classes")
+    result = _evaluate(data, data, tmp_path / "s.csv", match=match, metrics=asked, regions=("TC", "NCR"), name=None)
+    assert {(r.region, r.metric) for r in result.rows} == {
+        *((region, m) for region in ("TC", "NCR") for m in ("iou", "nsd_2mm", "volume", "volume_truth")),
+        ("", "mean_iou_of_classes"),
+    }
+    assert {r.protocol for r in result.rows} == {"plain"}
+
+
+@pytest.mark.parametrize("protocol", ["brats2023", "brats2025"])
+def test_a_challenges_protocol_adds_lesions_and_its_penalties(tmp_path: Path, protocol: str) -> None:
+    (study,) = small_pairs(tmp_path / "data", 1, models=("a",))
+    empty = nib.load(tmp_path / "data" / study / "truth.nii.gz")
+    path = tmp_path / "data" / study / "pred_a.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros(empty.shape, np.uint8), empty.affine), path)
+    data = tmp_path / "data"
+    rows = list(_evaluate(data, data, tmp_path / "s.csv", match="{study}/pred_{model}.nii.gz", protocol=protocol).rows)
+    assert {r.metric for r in rows} == set(PROTOCOL_METRICS[protocol])
+    worst = {"brats2023": 374.0, "brats2025": 373.0}[protocol]
+    assert {r.value for r in rows if r.metric in ("hd95", "lesion_hd95")} == {worst}
+    assert {r.value for r in rows if r.metric in ("dice", "lesion_dice")} == {0.0}
+    assert {r.protocol for r in rows} == {protocol}
+
+
+def test_the_middle_slice_alone_can_be_scored(tmp_path: Path) -> None:
+    (study,) = small_pairs(tmp_path / "data", 1, models=("a",))
+    truth = nib.load(tmp_path / "data" / study / "truth.nii.gz")
+    classes = np.asarray(truth.dataobj)
+    middle = (classes.shape[2] - 1) // 2
+    assert classes[:, :, middle].any()
+    wrong = np.zeros_like(classes)
+    wrong[:, :, middle] = classes[:, :, middle]
+    nib.save(nib.Nifti1Image(wrong, truth.affine), tmp_path / "data" / study / "pred_a.nii.gz")
+    data, match = tmp_path / "data", "{study}/pred_{model}.nii.gz"
+    whole = list(_evaluate(data, data, tmp_path / "all.csv", match=match).rows)
+    rows = list(_evaluate(data, data, tmp_path / "middle.csv", match=match, slices="middle").rows)
+    assert max(v for v in _values(whole, "dice") if v is not None) < 1
+    assert _values(rows, "dice") == [1.0] * 3
+    assert {r.protocol for r in rows} == {"plain, middle axial slice"}
+    voxels = np.isin(classes[:, :, middle], (1, 2, 4)).sum()
+    assert _values(rows, "volume_truth")[2] == pytest.approx(voxels / 1000, rel=1e-5)
+
+
+def test_a_models_probabilities_are_measured_too(tmp_path: Path) -> None:
+    _phantoms(tmp_path / "data", studies=1)
+    model = Path(scoring.__file__).parent / "weights" / "default.safetensors"
+    result = _evaluate(model, tmp_path / "data", tmp_path / "s.csv", metrics=("dice", *CALIBRATION_METRICS), name="it")
+    values = {(r.region, r.metric): r.value for r in result.rows}
+    for region in ("ET", "TC", "WT"):
+        assert 0 < values[region, "brier"] < values[region, "ece"] + 0.2
+        assert sum(values[region, m] for m in CALIBRATION_METRICS if m.startswith("conf")) == pytest.approx(1, abs=1e-4)
+    assert {r.model for r in result.rows} == {"it"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metrics": ("dise",)}, "near it are dice"),
+        ({"regions": ("XX",)}, "no region is called XX"),
+        ({"regions": ()}, "expected some of ET"),
+        ({"metrics": ("ece",)}, "give a model file"),
+        ({"metrics": ("ece",), "predictions": Path("m.safetensors"), "slices": "middle"}, "leave out --slices"),
+        ({"metrics": ("lesion_dice",)}, "--protocol brats2023 defines lesion_dice"),
+        ({"metrics": ("lesion_nsd_1mm",), "protocol": "brats2023"}, "--protocol brats2025 defines"),
+        ({"predictions": Path("model.safetensors"), "jobs": 2}, "leave out --jobs"),
+        ({"predictions": Path("model.safetensors"), "match": "{study}"}, "--match"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_read(tmp_path: Path, changes: dict, message: str) -> None:
+    options = {"predictions": tmp_path / "p", "truth": tmp_path / "t", "output": tmp_path / "s.csv"} | changes
+    with pytest.raises(UsageError, match=message):
+        evaluate(EvaluateOptions(**options))
+    assert not list(tmp_path.iterdir())
+
+
+def test_several_processes_give_the_same_table(tmp_path: Path) -> None:
+    small_pairs(tmp_path / "data", 5, models=("a", "b"))
+    (tmp_path / "data" / "case_3" / "truth.nii.gz").write_bytes(b"broken")
+    assert _table(tmp_path / "data", tmp_path / "1.csv") == _table(tmp_path / "data", tmp_path / "2.csv", jobs=3)
+
+
+def test_a_run_that_was_cut_short_continues_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = small_pairs(tmp_path / "data", 5)
+    data, match = tmp_path / "data", "{study}/pred_{model}.nii.gz"
+    whole = _table(data, tmp_path / "whole.csv")
+    honest, seen = scoring.score, []
+
+    def until(task, *others, **more):
+        seen.append(task.truth.id)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return honest(task, *others, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "score", until)
+        with pytest.raises(KeyboardInterrupt):
+            _table(data, tmp_path / "s.csv")
+        assert not (tmp_path / "s.csv").exists()
+        changed = data / ids[1] / "pred_a.nii.gz"
+        changed.write_bytes((data / ids[1] / "truth.nii.gz").read_bytes())
+        seen.clear()
+        seen += ["-"] * 10
+        result = _evaluate(data, data, tmp_path / "s.csv", match=match)
+    assert seen[10:] == [ids[1], ids[3], ids[4]]  # what was finished on the very same files is not done again
+    assert (result.continued, result.studies) == (2, 5)
+    lines = zip(whole.splitlines(), (tmp_path / "s.csv").read_bytes().splitlines(), strict=True)
+    assert {line.split(b",")[0] for line, again in lines if line != again} == {ids[1].encode()}
+    assert not list(tmp_path.glob("*.jsonl"))
+    assert read_json(tmp_path / "s.run.json")["continued"] == 2
+
+
+def test_another_question_is_not_answered_with_what_was_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_pairs(tmp_path / "data", 3)
+    with monkeypatch.context() as patch:
+        _cut_short(tmp_path, patch)
+    result = _evaluate(
+        tmp_path / "data", tmp_path / "data", tmp_path / "s.csv", match="{study}/pred_{model}.nii.gz", metrics=("iou",)
+    )
+    assert result.continued == 0
+    assert {r.metric for r in result.rows} == {"iou", "volume", "volume_truth"}
+
+
+def _cut_short(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Evaluate, and be interrupted in the third study."""
+    honest, seen = scoring.score, []
+
+    def until(task, *others, **more):
+        seen.append(task)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return honest(task, *others, **more)
+
+    patch.setattr(scoring, "score", until)
+    with pytest.raises(KeyboardInterrupt):
+        _table(folder / "data", folder / "s.csv")
+
+
+def test_what_failed_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_pairs(tmp_path / "data", 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "measure", None)
+        _cut_short(tmp_path, patch)
+    result = _evaluate(tmp_path / "data", tmp_path / "data", tmp_path / "s.csv", match="{study}/pred_{model}.nii.gz")
+    assert (result.continued, result.failed) == (0, {})
+
+
+COMMAND = [sys.executable, "-m", "gliomap", "evaluate", "data", "data", "--match", "{study}/pred_{model}.nii.gz", "-o"]
+
+
+def test_a_hundred_pairs_take_no_more_memory_than_ten_and_a_kill_loses_no_finished_row(tmp_path: Path) -> None:
+    small_pairs(tmp_path / "data", 100, models=("a",), repeat=10)
+    small_pairs(tmp_path / "few" / "data", 10, models=("a",))
+    run = subprocess.Popen([*COMMAND, "s.csv", "--jobs", "1"], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    journal = tmp_path / "s.part.jsonl"
+    while run.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < 31):
+        time.sleep(0.002)
+    os.kill(run.pid, signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    finished = journal.read_bytes().count(b"\n") - 1
+    assert 30 <= finished < 100
+    subprocess.run([*COMMAND, "s.csv", "--jobs", "1"], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    assert read_json(tmp_path / "s.run.json")["continued"] == finished
+    subprocess.run([*COMMAND, "again.csv", "--jobs", "1"], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    assert (tmp_path / "s.csv").read_bytes() == (tmp_path / "again.csv").read_bytes()
+    subprocess.run([*COMMAND, "s.csv", "--jobs", "1"], cwd=tmp_path / "few", check=True, stdout=subprocess.DEVNULL)
+    many, few = (read_json(p)["peak_memory_mb"] for p in (tmp_path / "again.run.json", tmp_path / "few" / "s.run.json"))
+    assert many < few + 15  # the pairs have 44 MB of voxels
+
+
+def test_label_maps_are_scored_without_torch(tmp_path: Path) -> None:
+    small_pairs(tmp_path / "data", 1)
+    code = f"""
+import sys
+from gliomap.cli import app
+sys.argv = {["gliomap", *COMMAND[3:], "s.csv", "--jobs", "1"]!r}
+try:
+    app()
+finally:
+    print("HEAVY", [m for m in ("torch", "monai", "lightning_fabric") if m in sys.modules])
+"""
+    shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "HEAVY []" in shown.stdout

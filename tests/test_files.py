@@ -29,7 +29,7 @@ class FullStream:
     def __exit__(self, *_):
         os.close(self.handle)
 
-    write = full_disk
+    writelines = full_disk
 
 
 def fill_disk(monkeypatch, where):
@@ -46,6 +46,19 @@ def test_files_and_their_folders_are_written(tmp_path):
     assert (tmp_path / "a" / "b" / "one").read_bytes() == b"1"
     assert (tmp_path / "two").read_bytes() == b"22"
     assert everything_below(tmp_path) == ["a", "a/b", "a/b/one", "two"]
+
+
+def test_a_content_may_come_in_parts_and_one_that_breaks_off_is_not_written(tmp_path):
+    write_files({tmp_path / "whole": (part for part in (b"one ", b"two"))})
+    assert (tmp_path / "whole").read_bytes() == b"one two"
+
+    def broken():
+        yield b"begun"
+        raise KeyError("no more")
+
+    with pytest.raises(KeyError):
+        write_files({tmp_path / "other": b"x", tmp_path / "broken": broken()})
+    assert everything_below(tmp_path) == ["whole"]
 
 
 def test_written_file_has_the_permissions_of_an_ordinary_new_file(tmp_path):

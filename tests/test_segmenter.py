@@ -179,7 +179,7 @@ def test_grid_of_equal_shape_but_another_spacing_is_still_resampled():
         return threshold_engine(images)
 
     segmenter = Segmenter(replace(RECIPE, preprocessing=Preprocessing(spacing_mm=2.0)), engine, (1,) * 3)
-    assert segmenter.probabilities(volume).shape == sizes[0]  # rounding up hides the difference
+    assert segmenter.with_probabilities(volume)[1].shape == sizes[0]  # rounding up hides the difference
     found = segmenter(volume).array[0] == ED
     middles = [np.argwhere(m).mean(0) * spacing for m in (found, tumour)]
     np.testing.assert_allclose(*middles, atol=0.4)
@@ -214,7 +214,7 @@ def test_recipes_postprocessing_is_applied():
 
 def test_probabilities_are_on_the_brains_box():
     volume, tumour, brain = brain_with_tumour()
-    probabilities = Segmenter(RECIPE, threshold_engine, (16,) * 3).probabilities(volume)
+    probabilities = Segmenter(RECIPE, threshold_engine, (16,) * 3).with_probabilities(volume)[1]
     places = np.argwhere(brain)
     low, high = places.min(0), places.max(0) + 1
     assert probabilities.shape == tuple(high - low)

@@ -26,6 +26,9 @@ CLASS_TITLES = {
 REGIONS: dict[str, tuple[int, ...]] = {"ET": (ET,), "TC": (NCR, ET), "WT": (NCR, ED, ET)}
 """The BraTS regions, always in the order ET, TC, WT. A resection cavity is in none of them."""
 
+PARTS: dict[str, tuple[int, ...]] = REGIONS | {"NCR": (NCR,), "ED": (ED,), "RC": (RC,)}
+"""Everything that can be scored on its own: the regions, and the classes that are none (ET is both)."""
+
 CONVENTIONS: dict[str, dict[int, int]] = {
     "brats2021": {1: NCR, 2: ED, 4: ET},
     "brats2023": {1: NCR, 2: ED, 3: ET},
@@ -184,17 +187,36 @@ class Target:
 
     @property
     def regions(self) -> tuple[str, ...]:
-        """The regions that a class map decoded from these channels can tell: those that some of the channels make up."""
+        """The regions that a class map decoded from these channels can tell."""
+        return tuple(region for region in REGIONS if self.tells(region))
 
-        def told(members: tuple[int, ...]) -> bool:
-            return {c for channel in self.channels if set(channel) <= set(members) for c in channel} == set(members)
+    def tells(self, part: str) -> bool:
+        """Whether a region, or a single class, can be told: some of the channels make it up, or what they have of their own."""
+        members = set(PARTS[part])
+        own = [self._own_classes(k) for k in range(len(self.channels))]
+        return any({c for one in sets if set(one) <= members for c in one} == members for sets in (self.channels, own))
 
-        return tuple(region for region, members in REGIONS.items() if told(members))
+    def region_probability(self, probabilities: Array, region: str) -> Array:
+        """(D, H, W) probability of a region, or of a single class, from (K, D, H, W).
+
+        softmax: the sum of its channels. sigmoid: the channel that is the region; where there is none the largest of the
+        channels that make it up, which is over 0.5 just where one of them is.
+        """
+        members = set(PARTS[region])
+        inside = [k for k, channel in enumerate(self.channels) if set(channel) <= members]
+        if self.kind == "softmax":
+            return probabilities[inside].sum(0)
+        whole = [k for k in inside if set(self.channels[k]) == members]
+        return probabilities[whole or inside].max(0)
 
     def _own_class(self, channel: int) -> int:
-        inner = {c for other in self.channels if len(other) < len(self.channels[channel]) for c in other}
-        own = [c for c in self.channels[channel] if c not in inner]
+        own = self._own_classes(channel)
         return ED if ED in own else own[0]
+
+    def _own_classes(self, channel: int) -> list[int]:
+        """The classes of a channel that no smaller one has."""
+        inner = {c for other in self.channels if len(other) < len(self.channels[channel]) for c in other}
+        return [c for c in self.channels[channel] if c not in inner]
 
 
 ALL_CLASSES = Target("softmax", ((BACKGROUND,), (NCR,), (ED,), (ET,)))
@@ -203,5 +225,5 @@ WHOLE_TUMOUR = Target("sigmoid", (REGIONS["WT"],))
 
 
 def region_mask(classes: Array, region: str) -> Array:
-    """Boolean mask of a region (ET, TC, WT) in a class map of any shape."""
-    return np.isin(classes, REGIONS[region])
+    """Boolean mask of a region (ET, TC, WT), or of a class (NCR, ED, RC), in a class map of any shape."""
+    return np.isin(classes, PARTS[region])

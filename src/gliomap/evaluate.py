@@ -2,37 +2,37 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from gliomap.classes import REGIONS
+from gliomap import __version__
+from gliomap.classes import PARTS, REGIONS
 from gliomap.data.datasets import find_studies, parse_labels
-from gliomap.data.images import image_stem
-from gliomap.data.study import GRID_TOLERANCE_MM, ImageFile, Study
-from gliomap.engines import load_engine
-from gliomap.errors import InputError, UsageError, reason
+from gliomap.data.predictions import predictions_by_name, predictions_by_pattern, truths_by_pattern
+from gliomap.data.study import Study
+from gliomap.errors import InputError, UsageError
 from gliomap.files import json_bytes, read_json, sha256, write_files
-from gliomap.manifest import RunRecord
-from gliomap.metrics import measure
+from gliomap.journal import Journal
+from gliomap.manifest import RunRecord, plain
 from gliomap.model_file import load_model
 from gliomap.progress import progress_bar
 from gliomap.recipe import cautions
-from gliomap.rows import Row, failed_row, rows_csv, score_rows
+from gliomap.rows import (
+    CALIBRATION_METRICS,
+    LESION_METRICS,
+    PROTOCOL_METRICS,
+    Protocol,
+    Row,
+    csv_lines,
+    metric,
+    read_rows,
+)
+from gliomap.scoring import Question, Slices, Task, score_all
 from gliomap.segmenter import Segmenter
-from gliomap.volume import Volume, grid_distance_mm
-
-
-class _Predictor(NamedTuple):
-    """Where predictions come from: ``predict`` gives a study's class map, and what is odd about it, given the true one."""
-
-    name: str
-    predict: Callable[[Study, Volume], tuple[Volume, list[str]]]
-    regions: tuple[str, ...]
-    cautions: list[str]
 
 
 @dataclass(frozen=True)
@@ -40,168 +40,246 @@ class EvaluateOptions:
     """What `evaluate` is asked for.
 
     ``predictions`` is a folder of label maps, one label map, or a model file; ``truth`` a folder of labelled studies.
-    ``labels`` and ``truth_labels`` say what the values mean where nothing else does. ``hd_all_voxels`` adds the Hausdorff
-    distance of all voxels (`metrics.hausdorff_of_all_voxels`), to reproduce numbers that were made with it.
+    ``protocol`` says what empty regions count as, and which metrics are measured where ``metrics`` names none. ``name`` is
+    the model's name in the rows. ``match`` and ``match_truth`` are patterns that say where label maps lie (see
+    `predictions_by_pattern`). ``studies``: the ids of those to score, where not all. ``slices`` ``middle`` scores the middle
+    axial slice only. ``labels`` and ``truth_labels`` say what values mean where nothing else does. ``jobs``: processes that
+    score label maps; a model uses all cores by itself.
     """
 
     predictions: Path
     truth: Path
     output: Path
+    protocol: Protocol = "plain"
+    metrics: tuple[str, ...] = ()
+    regions: tuple[str, ...] = tuple(REGIONS)
+    name: str | None = None
+    match: str | None = None
+    match_truth: str | None = None
+    studies: tuple[str, ...] = ()
+    slices: Slices = "all"
     labels: str | None = None
     truth_labels: str | None = None
-    hd_all_voxels: bool = False
+    jobs: int = 1
     device: str = "auto"
     quiet: bool = False
 
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """The rows, the studies that could not be scored with the reason, and what is odd about label maps that could."""
+    """The table of scores, and what it is of: models, how many studies, how many of them an earlier run had finished that was
+    cut short, what could not be scored with the reason, and what is odd about what could.
+    """
 
-    rows: list[Row]
+    scores: Path
+    models: tuple[str, ...]
+    studies: int
+    continued: int
     failed: dict[str, str]
     warnings: list[str]
+
+    @property
+    def rows(self) -> Iterator[Row]:
+        """The rows of the table, read one at a time."""
+        return read_rows(self.scores)
+
+
+class Summary(NamedTuple):
+    """A metric's mean and median over studies, how many values they are of, and how many are missing."""
+
+    mean: float
+    median: float
+    studies: int
+    missing: int
 
 
 def evaluate(options: EvaluateOptions) -> EvaluateResult:
     """Score every labelled study of ``truth``; a study without a prediction is counted as failed, never dropped.
 
+    Every finished study is written down at once, beside the table, so that a run that was killed continues where it stopped.
+
     Raises:
         InputError: there is no labelled study or no prediction at all, or the table cannot be written.
         IntegrityError: the model file is not what it says.
+        UsageError: an option does not exist, or options make no sense together.
     """
-    if not options.output.name or options.output.is_dir():
-        raise UsageError(f"{options.output} is a folder; expected the table's file name, such as -o scores.csv")
+    _check(options)
     record = RunRecord("evaluate", options)
-    studies = [s for s in find_studies(options.truth, parse_labels(options.truth_labels)) if s.label or s.problem]
-    if not studies:
-        raise InputError(f"{options.truth} has no label maps; expected labelled studies to compare with")
-    predictor = _predictor(options, studies)
-    name = predictor.name
-    rows: list[Row] = []
-    failed: dict[str, str] = {}
-    warnings = [f"reproduction: {text}" for text in predictor.cautions]
-    if options.hd_all_voxels:
-        warnings.append(
-            "reproduction: hd95_all_voxels is no surface distance; where masks overlap it is smaller than hd95"
-        )
-    with progress_bar("scoring", len(studies), quiet=options.quiet) as bar:
-        for study in studies:
-            bar.say(study.id)
-            try:
-                scored, odd = _score(study, predictor, all_voxels=options.hd_all_voxels)
-                rows += scored
-                warnings += [f"{study.id}: {text}" for text in odd]
-            except Exception as error:  # one bad study never ends a folder
-                failed[study.id] = reason(error)
-                rows.append(failed_row(study.id, name))
-            bar.advance()
-    if len(failed) == len(studies):
-        raise InputError(
-            f"none of the {len(studies)} studies can be scored; the first, {studies[0].id}: {failed[studies[0].id]}"
-        )
-    outcome = {
-        "model": name,
-        "scored": [s.id for s in studies if s.id not in failed],
-        "failed": failed,
-        "warnings": warnings,
-    }
-    labels = {s.id: sha256(s.label.path) for s in studies if s.label and s.id not in failed}
-    if options.predictions.is_file():
-        outcome["predictions_sha256"] = sha256(options.predictions)
-    record_path = options.output.with_name(f"{options.output.stem}.run.json")
-    content = json_bytes(record.content(**outcome, truth_sha256=labels))
-    write_files({options.output: rows_csv(rows), record_path: content})
-    return EvaluateResult(rows, failed, warnings)
+    segmenter, models, tasks = _predictor(options, _studies(options))
+    regions = tuple(r for r in options.regions if _tells(options.predictions, segmenter, r))
+    if not regions:
+        raise UsageError(f"{options.predictions} cannot tell {', '.join(options.regions)}: ask for other --regions")
+    question = Question(
+        models, regions, options.metrics or PROTOCOL_METRICS[options.protocol], options.protocol, options.slices
+    )
+    with Journal(options.output.with_name(f"{options.output.stem}.part.jsonl"), _all_of(options, question)) as journal:
+        done = {task.truth.id for task in tasks if _is_done(journal, task)}
+        with progress_bar("scoring", len(tasks), quiet=options.quiet) as bar:
+            bar.advance(len(done))
+            left = [task for task in tasks if task.truth.id not in done]
+            for task, (rows, failed, odd) in score_all(left, question, segmenter, options.jobs):
+                entry = {"inputs": task.inputs_sha256(), "rows": [list(vars(row).values()) for row in rows]}
+                journal.add(task.truth.id, entry | {"failed": failed, "odd": odd})
+                bar.say(task.truth.id)
+                bar.advance()
+        failed, warnings = _told(journal, tasks, models)
+        if len(failed) == len(tasks) * len(models):
+            journal.remove()
+            first, why = next(iter(failed.items()))
+            raise InputError(f"none of the {len(tasks)} studies can be scored; the first, {first}: {why}")
+        warnings = [f"reproduction: {text}" for text in _cautions(segmenter, question)] + warnings
+        result = EvaluateResult(options.output, models, len(tasks), len(done), failed, warnings)
+        _write(record, options, result, journal, tasks)
+        journal.remove()
+    return result
 
 
-def summarise(rows: list[Row], metric: str) -> dict[str, tuple[float, float, int, int]]:
-    """For each region the mean and median of a metric, how many values they are of, and how many are missing."""
+def summarise(rows: Iterable[Row], name: str) -> dict[tuple[str, str], Summary]:
+    """A metric's summary by model and region; a study that could not be scored is missing in all regions of its model."""
+    values: dict[tuple[str, str], list[float | None]] = defaultdict(list)
+    failed: dict[str, int] = defaultdict(int)
+    for row in rows:
+        if row.status == "failed":
+            failed[row.model] += 1
+        elif row.metric == name:
+            values[row.model, row.region].append(row.value)
     out = {}
-    for region in REGIONS:
-        values = [r.value for r in rows if r.region == region and r.metric == metric]
-        known = [v for v in values if v is not None]
-        missing = len(values) - len(known) + sum(r.status == "failed" for r in rows)
+    for (model, region), found in values.items():
+        known = [v for v in found if v is not None]
         mean, median = (float(np.mean(known)), float(np.median(known))) if known else (math.nan, math.nan)
-        out[region] = (mean, median, len(known), missing)
+        out[model, region] = Summary(mean, median, len(known), len(found) - len(known) + failed[model])
     return out
 
 
-def _score(study: Study, predictor: _Predictor, *, all_voxels: bool) -> tuple[list[Row], list[str]]:
-    truth, _, odd = study.read_classes()
-    prediction, doubts = predictor.predict(study, truth)
-    distance = grid_distance_mm(prediction, truth)
-    if distance > GRID_TOLERANCE_MM:
-        detail = (
-            f"shapes {prediction.shape[::-1]} and {truth.shape[::-1]}"
-            if math.isinf(distance)
-            else f"{distance:.1f} mm apart"
+def _check(options: EvaluateOptions) -> None:
+    """Refuse what no data could answer."""
+    if not options.output.name or options.output.is_dir():
+        raise UsageError(f"{options.output} is a folder; expected the table's file name, such as -o scores.csv")
+    for name in options.metrics:
+        metric(name)
+    unknown = [r for r in options.regions if r not in PARTS]
+    if unknown or not options.regions:
+        raise UsageError(f"no region is called {', '.join(unknown) or 'so'}; expected some of {', '.join(PARTS)}")
+    a_model = options.predictions.suffix == ".safetensors"
+    if a_model and (options.jobs > 1 or options.match or options.match_truth):
+        raise UsageError(
+            "a model reads images and uses all cores by itself; leave out --jobs, --match and --match-truth"
         )
+    calibration = [m for m in options.metrics if m in CALIBRATION_METRICS]
+    if calibration and not a_model:
+        raise UsageError(
+            f"{', '.join(calibration)}: label maps have no probabilities; give a model file to measure calibration"
+        )
+    if calibration and options.slices != "all":
+        raise UsageError(f"{', '.join(calibration)} are of whole volumes; leave out --slices")
+    lesions = [m for m in options.metrics if m in LESION_METRICS and m not in PROTOCOL_METRICS[options.protocol]]
+    if lesions:
+        raise UsageError(
+            f"the protocol {options.protocol} does not define {', '.join(lesions)}; "
+            + "; ".join(f"--protocol {p} defines {', '.join(m for m in names if m in LESION_METRICS)}"
+                        for p, names in PROTOCOL_METRICS.items() if p != "plain")
+        )  # fmt: skip
+
+
+def _studies(options: EvaluateOptions) -> list[Study]:
+    convention = parse_labels(options.truth_labels)
+    if options.match_truth is not None:
+        studies = truths_by_pattern(options.truth, options.match_truth, convention)
+    else:
+        studies = [s for s in find_studies(options.truth, convention) if s.label or s.problem]
+    if not studies:
+        raise InputError(f"{options.truth} has no label maps; expected labelled studies to compare with")
+    unknown = set(options.studies) - {s.id for s in studies}
+    if unknown:
         raise InputError(
-            f"the prediction and the truth of {study.id} are on different grids ({detail}); resample the prediction first"
+            f"{options.truth} has no labelled study {', '.join(sorted(unknown))}; it has {len(studies)}, such as {studies[0].id}"
         )
-    measured = measure(prediction.array[0], truth.array[0], truth.spacing_mm, predictor.regions, all_voxels=all_voxels)
-    return score_rows(study.id, predictor.name, measured), odd + doubts
+    return [s for s in studies if s.id in options.studies or not options.studies]
 
 
-def _predictor(options: EvaluateOptions, studies: list[Study]) -> _Predictor:
+def _predictor(
+    options: EvaluateOptions, studies: Sequence[Study]
+) -> tuple[Segmenter | None, tuple[str, ...], list[Task]]:
+    """What segments, if anything does; the names of the models; and one task a study."""
     path = options.predictions
     if path.suffix == ".safetensors":
+        from gliomap.engines import load_engine  # noqa: PLC0415 - torch takes two seconds, and label maps need none
+
         model = load_model(path)
         segmenter = Segmenter(model.recipe, *load_engine(model, options.device))
-
-        def segmented(study: Study, truth: Volume) -> tuple[Volume, list[str]]:
-            volume, odd = study.read(model.recipe.modalities)
-            return segmenter(volume, truth), odd
-
-        return _Predictor(model.name, segmented, model.recipe.target.regions, cautions(model.recipe))
-    predictions = _label_maps(options, studies)
-    return _Predictor(
-        path.resolve().name, lambda study, _: _read_prediction(study, predictions), _regions_told(path), []
-    )
-
-
-def _regions_told(path: Path) -> tuple[str, ...]:
-    """The regions that label maps can tell: those of the model that made them, where its run says so."""
-    try:
-        model = read_json(path / "run.json")["model"]
-        return tuple(region for region in REGIONS if region in model["regions"])
-    except (InputError, LookupError, TypeError):
-        return tuple(REGIONS)
-
-
-def _label_maps(options: EvaluateOptions, studies: list[Study]) -> dict[str, Study]:
+        return segmenter, (options.name or model.name,), [Task(study, None) for study in studies]
     labels = parse_labels(options.labels)
-    path = options.predictions
-    if path.is_file() and len(studies) == 1:
-        return {studies[0].id: Study(studies[0].id, {}, ImageFile(path), labels)}
+    if options.match is None:
+        found = {"": predictions_by_name(path, studies, labels)}
+    else:
+        found = predictions_by_pattern(path, options.match, [s.id for s in studies], labels)
+    if options.name and "" not in found:
+        raise UsageError("the pattern of --match names the models with {model}; leave out --name")
+    own_name = options.name or path.resolve().name
+    named = {model or own_name: maps for model, maps in found.items()}
+    tasks = [Task(s, {model: maps[s.id] for model, maps in named.items() if s.id in maps}) for s in studies]
+    return None, tuple(named), tasks
+
+
+def _tells(predictions: Path, segmenter: Segmenter | None, region: str) -> bool:
+    """Whether a region can be told by the model, or by the one that made these label maps where its run says so."""
+    if segmenter is not None:
+        return segmenter.recipe.target.tells(region)
     try:
-        found = {s.id: s for s in find_studies(path, labels, outputs=True) if s.label is not None}
-    except InputError:
-        if not path.is_dir():
-            raise
-        found = {}  # no name says what it is; perhaps they are the ids
-    named: dict[str, list[Path]] = defaultdict(list)
-    for file in sorted(path.rglob("*")):
-        named[image_stem(file) or ""].append(file)
-    for study in studies:
-        files = named[study.id]
-        if study.id in found or not files:
-            continue
-        several = (
-            f"{len(files)} files could be the prediction: {', '.join(map(str, files))}; give the folder of one of them"
-        )
-        found[study.id] = Study(study.id, {}, ImageFile(files[0]), labels, problem=several if len(files) > 1 else "")
-    if not any(s.id in found for s in studies):
-        raise InputError(
-            f"{path} has no label map for any of the {len(studies)} studies in {options.truth}, such as {studies[0].id}; "
-            "expected ID.nii.gz, ID_seg.nii.gz, ID-seg.nii.gz or ID/segmentation.nii.gz"
-        )
+        told = read_json(predictions / "run.json")["model"]["regions"]
+        return region in told or (region not in REGIONS and set(REGIONS) <= set(told))
+    except (InputError, LookupError, TypeError):
+        return True
+
+
+def _cautions(segmenter: Segmenter | None, question: Question) -> list[str]:
+    found = [] if segmenter is None else cautions(segmenter.recipe)
+    if "hd95_all_voxels" in question.metrics:
+        found.append("hd95_all_voxels is no surface distance; where masks overlap it is smaller than hd95")
     return found
 
 
-def _read_prediction(study: Study, predictions: dict[str, Study]) -> tuple[Volume, list[str]]:
-    if study.id not in predictions:
-        raise InputError(f"there is no prediction for {study.id}")
-    classes, _, odd = predictions[study.id].read_classes()
-    return classes, [f"prediction: {text}" for text in odd]
+def _all_of(options: EvaluateOptions, question: Question) -> dict[str, Any]:
+    """Everything but the studies' files that scores depend on."""
+    model = sha256(options.predictions) if options.predictions.is_file() else ""
+    asked = replace(options, jobs=1, quiet=True)
+    return plain(
+        {"version": __version__, "model_sha256": model, "options": asdict(asked), "question": asdict(question)}
+    )
+
+
+def _is_done(journal: Journal, task: Task) -> bool:
+    """Whether an earlier run scored these very files, and nothing failed."""
+    study = task.truth.id
+    return study in journal and not journal[study]["failed"] and journal[study]["inputs"] == task.inputs_sha256()
+
+
+def _told(journal: Journal, tasks: Sequence[Task], models: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """What failed with the reason, and what is odd, each oddity once with the studies that have it."""
+    failed: dict[str, str] = {}
+    odd: dict[str, list[str]] = defaultdict(list)
+    for task in tasks:
+        study, entry = task.truth.id, journal[task.truth.id]
+        failed |= {study if len(models) == 1 else f"{study}, {m}": why for m, why in entry["failed"].items()}
+        for text in entry["odd"]:
+            odd[text].append(study)
+    return failed, [f"{_listed(studies)}: {text}" for text, studies in odd.items()]
+
+
+def _listed(studies: Sequence[str]) -> str:
+    return studies[0] if len(studies) == 1 else f"{len(studies)} studies, such as {studies[0]}"
+
+
+def _write(
+    record: RunRecord, options: EvaluateOptions, result: EvaluateResult, journal: Journal, tasks: Sequence[Task]
+) -> None:
+    """The table and the record of the run, both or neither."""
+    outcome: dict[str, Any] = {"models": result.models, "continued": result.continued, "failed": result.failed}
+    outcome |= {"warnings": result.warnings, "inputs_sha256": {}}
+    for task in tasks:
+        outcome["inputs_sha256"][task.truth.id] = journal[task.truth.id]["inputs"]
+    if options.predictions.is_file():
+        outcome["predictions_sha256"] = sha256(options.predictions)
+    rows = (Row(*line) for task in tasks for line in journal[task.truth.id]["rows"])
+    record_path = options.output.with_name(f"{options.output.stem}.run.json")
+    write_files({options.output: csv_lines(rows), record_path: json_bytes(record.content(**outcome))})

@@ -5,15 +5,15 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from gliomap.errors import InputError
 
 
-def write_files(contents: Mapping[Path, bytes]) -> None:
-    """Write several files so that either all are there, complete and on the disk, or none is.
+def write_files(contents: Mapping[Path, bytes | Iterable[bytes]]) -> None:
+    """Write several files, of bytes or of parts as they come, so that either all are there and on the disk, or none is.
 
     Every content goes to a temporary file beside its destination and is flushed to the disk; only then are all renamed.
 
@@ -81,11 +81,11 @@ def _make_folder(folder: Path, made: list[Path]) -> None:
         made.append(missing)
 
 
-def _write_temporary(path: Path, content: bytes) -> Path:
+def _write_temporary(path: Path, content: bytes | Iterable[bytes]) -> Path:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
+            stream.writelines([content] if isinstance(content, bytes) else content)
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(name, 0o666 & ~_umask())

@@ -1,6 +1,6 @@
 """From a study's Volume to a class map on its grid: prepare, run the network, combine windows, decode. No torch in here."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -43,26 +43,24 @@ class Segmenter:
 
         ``truth`` is the true class map (1, D, H, W), for recipes that crop about it (see `study_box`).
         """
+        return self.with_probabilities(volume, truth)[0]
+
+    def with_probabilities(self, volume: Volume, truth: Volume | None = None) -> tuple[Volume, Volume]:
+        """The class map, and the network's probabilities (K, D, H, W) float32 on the part of the grid that it is shown.
+
+        Probabilities are the mean over the views, whatever the views are combined by.
+        """
         shown = volume.crop(study_box(volume, self.recipe.preprocessing, truth))
-        views = self._views(shown, voxel_ratio(volume, self.recipe.preprocessing))
-        target = self.recipe.target
-        if self.recipe.inference.combine == "vote":
-            classes = majority([target.decode(p) for p in views])
-        else:
-            classes = target.decode(self._mean(views))
+        target, inference = self.recipe.target, self.recipe.inference
+        mean, maps = 0.0, []
+        for probabilities in self._views(shown, voxel_ratio(volume, self.recipe.preprocessing)):
+            mean = mean + probabilities / len(inference.views)
+            if inference.combine == "vote":
+                maps.append(target.decode(probabilities))
+        mean = np.asarray(mean)
+        classes = majority(maps) if maps else target.decode(mean)
         classes = postprocess(classes * brain_mask(shown), self.recipe.postprocessing)
-        return shown.with_array(classes).placed_on(volume)
-
-    def probabilities(self, volume: Volume, truth: Volume | None = None) -> Volume:
-        """The network's probabilities (K, D, H, W) float32, the mean over the views, on the part of the grid it is shown."""
-        shown = volume.crop(study_box(volume, self.recipe.preprocessing, truth))
-        return shown.with_array(self._mean(self._views(shown, voxel_ratio(volume, self.recipe.preprocessing))))
-
-    def _mean(self, views: Iterable[Array]) -> Array:
-        total, count = 0.0, len(self.recipe.inference.views)
-        for probabilities in views:
-            total = total + probabilities / count
-        return np.asarray(total)
+        return shown.with_array(classes).placed_on(volume), shown.with_array(mean)
 
     def _views(self, shown: Volume, ratio: tuple[float, float, float] | None) -> Iterator[Array]:
         """Each view's probabilities (K, D, H, W) on the study's own voxels."""

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from gliomap import __version__
+from gliomap.cli.compare import compare
 from gliomap.cli.demo import demo
 from gliomap.cli.evaluate import evaluate
 from gliomap.cli.models import models
@@ -46,7 +47,7 @@ def _command(verb: Callable[..., int | None]) -> Callable[..., None]:
     return wrapped
 
 
-for _verb in (demo, segment, train, evaluate, models, split, phantom):
+for _verb in (demo, segment, train, evaluate, compare, models, split, phantom):
     app.command()(_command(_verb))
 
 

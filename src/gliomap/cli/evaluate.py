@@ -1,23 +1,37 @@
 """gliomap evaluate."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from gliomap.cli import printing
-from gliomap.cli.options import Debug, Device, Json, Labels, Output, Quiet
+from gliomap.cli.options import Debug, Device, Jobs, Json, Labels, Metrics, Output, Quiet, Regions, names
 
 
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="A folder of label maps, one label map, or a model file.")],
     truth: Annotated[Path, typer.Argument(help="A folder of labelled studies.")],
     output: Output,
+    protocol: Annotated[
+        Literal["plain", "brats2023", "brats2025"],
+        typer.Option(help="What empty regions count as; the challenges' own add lesion-wise scores."),
+    ] = "plain",
+    metrics: Metrics = None,
+    regions: Regions = "ET,TC,WT",
+    name: Annotated[str | None, typer.Option(help="The model's name in the rows.")] = None,
+    match: Annotated[
+        str | None, typer.Option(help="Where predictions lie in their folder, such as '{study}/pred_{model}.nii.gz'.")
+    ] = None,
+    match_truth: Annotated[
+        str | None, typer.Option(help="The same for the truth, such as '{study}/truth.nii.gz'.")
+    ] = None,
+    slices: Annotated[
+        Literal["all", "middle"], typer.Option(help="Score whole volumes, or their middle axial slice only.")
+    ] = "all",
     labels: Labels = None,
     truth_labels: Annotated[str | None, typer.Option(help="The same for the truth's label values.")] = None,
-    hd_all_voxels: Annotated[
-        bool, typer.Option("--hd-all-voxels", help="Add the Hausdorff distance of all voxels, as some papers report.")
-    ] = False,
+    jobs: Jobs = None,
     device: Device = "auto",
     quiet: Quiet = False,
     json: Json = False,
@@ -25,27 +39,31 @@ def evaluate(
 ) -> int:
     """Score predictions, or a model, against the truth: one row per study, region and metric.
 
+    A run that was cut short continues where it stopped when it is started again.
+
     Example: `gliomap evaluate out/ DATA -o scores.csv`
     """
     from gliomap.evaluate import EvaluateOptions, summarise
     from gliomap.evaluate import evaluate as run
+    from gliomap.machine import cores
 
-    result = run(
-        EvaluateOptions(predictions, truth, output, labels, truth_labels, hd_all_voxels, device, quiet or json)
-    )
+    if jobs is None:
+        jobs = 1 if predictions.suffix == ".safetensors" else cores()
+    options = EvaluateOptions(
+        predictions, truth, output, protocol, names(metrics), names(regions), name, match, match_truth, (), slices, labels,
+        truth_labels, jobs, device, quiet or json,
+    )  # fmt: skip
+    result = run(options)
     if json:
-        printing.as_json(
-            {"rows": [vars(row) for row in result.rows], "failed": result.failed, "warnings": result.warnings}
-        )
+        rows = [vars(row) for row in result.rows]
+        printing.as_json({"rows": rows, "failed": result.failed, "warnings": result.warnings})
     elif not quiet:
-        for metric in ("dice", "hd95"):
-            found = summarise(result.rows, metric)
-            rows = [
-                [r, *(f"{v:.4g}" if n else "-" for v in (m, median)), str(n), str(gone)]
-                for r, (m, median, n, gone) in found.items()
-            ]
-            printing.table([metric, "mean", "median", "studies", "missing"], rows)
+        for metric in ("dice", "hd95", "lesion_dice", "lesion_hd95") if metrics is None else names(metrics):
+            if found := summarise(result.rows, metric):
+                printing.summary(metric, found)
         printing.lines(*(f"warning: {text}" for text in result.warnings))
+        if result.continued:
+            printing.lines(f"continued: {result.continued} of {result.studies} studies had been scored before")
         printing.lines(f"{output}")
     printing.failures(result.failed)
     return 5 if result.failed else 0

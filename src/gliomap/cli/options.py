@@ -12,11 +12,20 @@ Labels = Annotated[
     str | None,
     typer.Option(help="What label values mean: brats2021, brats2023, brats2024, msd, audit, or 1=ET,2=NCR,3=ED."),
 ]
+Metrics = Annotated[str | None, typer.Option(help="Which metrics, such as dice,hd95,nsd_1mm; docs/metrics.md has all.")]
+Regions = Annotated[str, typer.Option(help="Which regions or classes, of ET, TC, WT, NCR, ED, RC.")]
+Jobs = Annotated[int | None, typer.Option(help="How many processes; as many as cores, if not given.", min=1)]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and no text.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Print a traceback when something fails.")]
+
+
+def names(text: str | None) -> tuple[str, ...]:
+    """The names in a list such as dice,hd95; none in nothing."""
+    return tuple(dict.fromkeys(part for name in (text or "").split(",") if (part := name.strip())))
+
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 

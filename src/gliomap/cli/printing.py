@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from gliomap.evaluate import Summary
     from gliomap.rows import Row
 
 
@@ -42,6 +43,21 @@ def scores(rows: Iterable[Row]) -> None:
     found = dict.fromkeys((study, region) for study, region, _ in shown)
     lined = [[study, region, shown[study, region, "dice"], shown[study, region, "hd95"]] for study, region in found]
     table(["study", "region", "Dice", "HD95 in mm"], lined)
+
+
+def summary(metric: str, found: Mapping[tuple[str, str], Summary]) -> None:
+    """A metric's mean and median by region, and by model where there are several."""
+    several = len({model for model, _ in found}) > 1
+    rows = [
+        [
+            f"{model}, {region}" if several and region else region or model,
+            *(f"{v:.4g}" if s.studies else "-" for v in (s.mean, s.median)),
+            str(s.studies),
+            str(s.missing),
+        ]
+        for (model, region), s in found.items()
+    ]
+    table([metric, "mean", "median", "studies", "missing"], rows)
 
 
 def counts(layouts: Mapping[str, int]) -> None:

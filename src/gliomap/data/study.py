@@ -12,7 +12,7 @@ from gliomap.classes import Convention, convention_from_values, refuse_ambiguous
 from gliomap.data.checks import anatomical_hint, check_images, check_whole_numbers, implausible_convention
 from gliomap.data.images import read_image, read_images
 from gliomap.errors import InputError
-from gliomap.volume import Volume, grid_distance_mm
+from gliomap.volume import Box, Volume, bounding_box, grid_distance_mm
 
 MODALITIES = ("t1", "t1c", "t2", "flair")
 GRID_TOLERANCE_MM = 0.1
@@ -89,15 +89,17 @@ class Study:
             raise InputError(self.problem or f"study {self.id} has no label map; expected one beside its images")
         labels = self.label.read().to_ras()
         check_whole_numbers(labels.array, self.label.path)
-        inside = np.ones(labels.shape, bool)
         if brain is not None:
             _same_grid("the images", brain, "the label map", labels)
-            inside = brain.array[0].astype(bool)
-        convention = self.convention or convention_from_values(labels.array)
+        values = np.ascontiguousarray(labels.array[0], np.uint8)
+        box = (bounding_box(values, margin=1) or Box((0, 0, 0), (1, 1, 1))).slices  # most of a grid is background
+        inside = np.ones(values[box].shape, bool) if brain is None else brain.array[0][box].astype(bool)
+        convention = self.convention or convention_from_values(values[box])
         if convention is None:
-            raise refuse_ambiguous(labels.array, anatomical_hint(labels.array[0], inside))
-        classes = convention.decode(labels.array)
-        odd = implausible_convention(classes[0], inside, convention)
+            raise refuse_ambiguous(values[box], anatomical_hint(values[box], inside))
+        classes = np.zeros_like(values)
+        classes[box] = convention.decode(values[box])
+        odd = implausible_convention(classes[box], inside, convention)
         if convention.doubt:
             odd.append(convention.doubt)
         return labels.with_array(classes), convention, odd

@@ -1,0 +1,50 @@
+"""gliomap compare."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gliomap.cli import printing
+from gliomap.cli.options import Debug, Json, Output, Quiet, Seed
+
+
+def compare(
+    scores: Annotated[list[Path], typer.Argument(help="Tables of scores that gliomap evaluate wrote.")],
+    output: Output,
+    metrics: Annotated[str | None, typer.Option(help="Such as dice,hd95; else both, where they are there.")] = None,
+    regions: Annotated[str | None, typer.Option(help="Such as ET,WT; else all.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="Compare every other model with this one.")] = None,
+    pair: Annotated[
+        list[str] | None, typer.Option(help="Compare A:B; a side may be the mean of several, as A+B:C+D. Repeatable.")
+    ] = None,
+    common: Annotated[
+        bool, typer.Option("--common", help="Compare on what all models have, and say what is left out.")
+    ] = False,
+    test: Annotated[str, typer.Option(help="wilcoxon, t or permutation.")] = "wilcoxon",
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say which of several models is better, how sure that is, and what so many studies can show.
+
+    Example: `gliomap compare a.csv b.csv -o compare/`
+    """
+    from gliomap.compare import CompareOptions
+    from gliomap.compare import compare as run
+
+    options = CompareOptions(
+        tuple(scores), output, _names(metrics), _names(regions), baseline, tuple(pair or ()), common, test, seed
+    )
+    result = run(options)
+    if json:
+        printing.as_json({"comparisons": result.table, "warnings": result.warnings, "page": str(result.page)})
+    elif not quiet:
+        printing.lines(*(f"warning: {text}" for text in result.warnings))
+        printing.lines(*result.sentences)
+        printing.lines(f"{result.page}")
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip()) if text else ()

@@ -1,0 +1,250 @@
+"""Charts as inline SVG text: box and strip plots, differences by study, mean ranks with their critical difference.
+
+Nothing but numbers and names goes in; colours are the page's style sheet's, so that a chart follows dark mode and print.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+WIDTH = 420
+MOST_HOVERED = 200
+"""Up to so many studies each dot has the study's name; beyond it dots are one path, or a page would weigh megabytes."""
+
+_ROW, _LABEL, _BOX, _JITTER, _LANE = 46, 13, 7.0, 8.0, 72
+_ALONG, _ACROSS = math.sqrt(2) - 1, (math.sqrt(5) - 1) / 2
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Values from ``low`` to ``high``, drawn from ``start`` to ``end`` in pixels."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def at(self, value: float) -> float:
+        """Where a value lies, in pixels."""
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+
+def axis(values: Sequence[float] | Array, start: float, end: float) -> Axis:
+    """An axis that has room for all values that are numbers, and for something where they are all equal."""
+    known = np.asarray(values, float)
+    known = known[np.isfinite(known)]
+    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+    room = 0.04 * (high - low) or max(0.1 * abs(high), 1e-3)
+    return Axis(low - room, high + room, start, end)
+
+
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Round numbers from ``low`` to ``high``: two at least, and at most ``most`` + 1."""
+    power = 10.0 ** math.floor(math.log10((high - low) / most))
+    step = next(power * factor for factor in (1, 2, 5, 10) if (high - low) / (power * factor) <= most)
+    return [step * i for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def shortened(name: str, most: int) -> str:
+    """A name of at most so many letters, its middle left out: both ends tell models apart."""
+    if len(name) <= most:
+        return name
+    tail = (most - 1) // 2
+    return f"{name[: most - 1 - tail]}…{name[len(name) - tail :]}"
+
+
+def box_chart(title: str, values: Array, models: Sequence[str], studies: Sequence[str]) -> Markup:
+    """A row per model of values (N, K): median, quartiles, whiskers to 1.5 times their distance, a dot per study.
+
+    What is missing (NaN) has a lane of its own on the right. Fewer than 5 values are dots alone.
+    """
+    lane = _LANE if np.isnan(values).any() else 0
+    across = axis(values.ravel(), 6, WIDTH - 6 - lane)
+    bottom = _ROW * len(models) + 4.0
+    parts = [_grid(across, bottom)]
+    if lane:
+        parts.append(_element("rect", cls="lane", x=WIDTH - lane, y=0, width=lane, height=bottom))
+        parts.append(_text("missing", WIDTH - lane / 2, bottom + 14, "tick", "middle"))
+    for row, model in enumerate(models):
+        parts += _box_row(across, values[:, row], model, studies, _ROW * row)
+    described = "; ".join(f"{model}: {_summary(values[:, k])}" for k, model in enumerate(models))
+    return _chart(title, described, bottom + 20, parts)
+
+
+def _box_row(across: Axis, values: Array, model: str, studies: Sequence[str], top: float) -> list[Markup]:
+    middle = top + _LABEL + _JITTER + 10
+    known = values[~np.isnan(values)]
+    dots = [
+        (
+            WIDTH - _LANE / 2 + _spread(i * _ALONG, 24) if math.isnan(v) else across.at(v),
+            middle + _spread(i * _ACROSS, _JITTER),
+        )
+        for i, v in enumerate(values)
+    ]
+    names = [f"{study}: {'missing' if math.isnan(v) else f'{v:.4g}'}" for study, v in zip(studies, values, strict=True)]
+    label = _text(shortened(model, 58), 6, top + _LABEL, "name")
+    return [label, *_dots(dots, names, "dot"), *(_box(across, known, middle) if known.size >= 5 else [])]
+
+
+def _box(across: Axis, known: Array, middle: float) -> list[Markup]:
+    low, median, high = (float(q) for q in np.percentile(known, (25, 50, 75)))
+    reach = 1.5 * (high - low)
+    inside = known[(known >= low - reach) & (known <= high + reach)]
+    ends = float(inside.min()), float(inside.max())
+    x, width = across.at(low), max(across.at(high) - across.at(low), 1.0)
+    lines = [(ends[0], low), (high, ends[1])]
+    return [
+        *(_line(across.at(a), middle, across.at(b), middle, "whisker") for a, b in lines if a != b),
+        _element("rect", cls="box", x=x, y=middle - _BOX, width=width, height=2 * _BOX),
+        _line(across.at(median), middle - _BOX, across.at(median), middle + _BOX, "median"),
+    ]
+
+
+def difference_chart(
+    title: str, differences: Array, studies: Sequence[str], interval: tuple[float, float], sides: tuple[str, str]
+) -> Markup:
+    """Differences by study (N,), sorted, with their mean and its interval (low, high) as a band.
+
+    ``sides`` says what is above and below 0. Studies without a difference (NaN) stand in a lane of their own.
+    """
+    known = np.flatnonzero(~np.isnan(differences))
+    order = known[np.argsort(differences[known], kind="stable")]
+    missing = np.flatnonzero(np.isnan(differences))
+    left, bottom, lane = 46.0, 212.0, _LANE if missing.size else 0
+    up = axis([*differences, 0.0, *interval], bottom - 18, 18)
+    step = (WIDTH - left - lane - 8) / max(order.size, 1)
+    parts = [*_levels(up, left, WIDTH - lane), *_mean_band(up, differences[known], interval, left, WIDTH - lane)]
+    dots = [(left + 4 + (i + 0.5) * step, up.at(float(differences[study]))) for i, study in enumerate(order)]
+    if order.size <= MOST_HOVERED:
+        parts += [_line(x, up.at(0), x, y, "stem") for x, y in dots]
+    parts += _dots(dots, [f"{studies[s]}: {differences[s]:+.4g}" for s in order.tolist()], "dot")
+    if lane:
+        parts.append(_element("rect", cls="lane", x=WIDTH - lane, y=0, width=lane, height=bottom))
+        middle = WIDTH - lane / 2, bottom / 2
+        spots = [
+            (middle[0] + _spread(i * _ALONG, 24), middle[1] + _spread(i * _ACROSS, 60)) for i in range(missing.size)
+        ]
+        parts += _dots(spots, [f"{studies[s]}: missing" for s in missing.tolist()], "dot")
+        parts.append(_text(f"missing {missing.size}", WIDTH - lane / 2, bottom - 4, "tick", "middle"))
+    parts += [
+        _text(shortened(sides[0], 52), left + 4, 12, "tick"),
+        _text(shortened(sides[1], 52), left + 4, bottom - 4, "tick"),
+    ]
+    described = f"{_summary(differences)}; {np.count_nonzero(differences[known] > 0)} above 0"
+    return _chart(title, described, bottom, parts)
+
+
+def _levels(up: Axis, left: float, right: float) -> list[Markup]:
+    found = []
+    for level in ticks(up.low, up.high, 5):
+        found.append(_line(left, up.at(level), right, up.at(level), "zero" if abs(level) < 1e-12 else "grid"))
+        found.append(_text(f"{level:.4g}", left - 5, up.at(level) + 4, "tick", "end"))
+    return found
+
+
+def _mean_band(up: Axis, known: Array, interval: tuple[float, float], left: float, right: float) -> list[Markup]:
+    low, high = interval
+    if not known.size or not math.isfinite(low + high):
+        return []
+    mean = up.at(float(known.mean()))
+    height = max(up.at(low) - up.at(high), 1.0)
+    return [
+        _element("rect", cls="band", x=left, y=up.at(high), width=right - left, height=height),
+        _line(left, mean, right, mean, "mean"),
+    ]
+
+
+def rank_chart(
+    title: str, mean_ranks: Array, models: Sequence[str], groups: Sequence[tuple[int, ...]], difference: float
+) -> Markup:
+    """A critical-difference diagram: models by mean rank, best first; a bar joins those that are not told apart.
+
+    ``groups`` are indices of models (see `gliomap.ranking.cliques`); the ruler at the top is ``difference`` long.
+    """
+    order: list[int] = np.argsort(mean_ranks, kind="stable").tolist()
+    place = {model: row for row, model in enumerate(order)}
+    top, side = 40.0, 12.0 * len(groups)
+    across = Axis(1, max(len(models), 2), 14, WIDTH - 20 - side)
+    bottom = top + 34.0 * len(models)
+    parts = [_grid(across, bottom, top - 10, ticks(1, across.high, 9))]
+    ruler = min(across.at(1 + difference), across.end)
+    parts += [
+        _line(across.start, 20, ruler, 20, "ruler"),
+        *(_line(x, 15, x, 25, "ruler") for x in (across.start, ruler)),
+    ]
+    parts.append(_text(f"critical difference {difference:.2f}", across.start, 11, "tick"))
+    for row, model in enumerate(order):
+        y, rank = top + 34.0 * row, float(mean_ranks[model])
+        label = f"{shortened(models[model], 46)}  {rank:.2f}"
+        parts.append(_text(label, across.start - 8, y + 10, "name"))
+        parts.append(_line(across.start, y + 22, across.at(rank), y + 22, "stem"))
+        parts += _dots([(across.at(rank), y + 22)], [f"{models[model]}: mean rank {rank:.2f}"], "rank")
+    for number, group in enumerate(groups):
+        rows = [place[model] for model in group]
+        x = WIDTH - side + 12.0 * number + 2
+        parts.append(_line(x, top + 34.0 * min(rows) + 14, x, top + 34.0 * max(rows) + 30, "group"))
+    joined = "; ".join(", ".join(models[m] for m in group) for group in groups) or "none"
+    ranked = ", ".join(f"{models[m]} {mean_ranks[m]:.2f}" for m in order)
+    return _chart(title, f"Mean ranks: {ranked}. Not told apart: {joined}", bottom + 18, parts)
+
+
+def _grid(across: Axis, bottom: float, top: float = 0.0, levels: Sequence[float] | None = None) -> Markup:
+    found = []
+    for level in ticks(across.low, across.high) if levels is None else levels:
+        x = across.at(level)
+        found += [_line(x, top, x, bottom, "grid"), _text(f"{level:.4g}", x, bottom + 14, "tick", "middle")]
+    return Markup("").join(found)
+
+
+def _dots(places: Sequence[tuple[float, float]], names: Sequence[str], cls: str) -> list[Markup]:
+    """A circle with a name each, or one path of round points where there are too many."""
+    if len(places) > MOST_HOVERED:
+        points = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in places)
+        return [_element("path", cls="dots", d=points)]
+    return [
+        _element("circle", Markup("<title>{}</title>").format(name), cls=cls, cx=x, cy=y, r=3)
+        for (x, y), name in zip(places, names, strict=True)
+    ]
+
+
+def _spread(number: float, reach: float) -> float:
+    """A place between -reach and reach by the fraction of a number: multiples of an irrational one spread evenly."""
+    return reach * (2 * (number % 1) - 1)
+
+
+def _summary(values: Array) -> str:
+    known = values[~np.isnan(values)]
+    if not known.size:
+        return f"no value, {values.size} missing"
+    low, median, high = np.percentile(known, (25, 50, 75))
+    return f"median {median:.4g}, quartiles {low:.4g} and {high:.4g}, {known.size} values, {values.size - known.size} missing"
+
+
+def _chart(title: str, described: str, height: float, parts: Sequence[Markup]) -> Markup:
+    words = Markup("<title>{}</title><desc>{}</desc>").format(title, described)
+    size = {"viewBox": f"0 0 {WIDTH} {height:.0f}", "width": WIDTH, "height": math.ceil(height)}
+    return _element("svg", words + Markup("").join(parts), cls="chart", role="img", **size)
+
+
+def _text(words: str, x: float, y: float, cls: str, anchor: str = "start") -> Markup:
+    return _element("text", Markup.escape(words), cls=cls, x=x, y=y, text_anchor=anchor)
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, cls: str) -> Markup:
+    return _element("line", cls=cls, x1=x1, y1=y1, x2=x2, y2=y2)
+
+
+def _element(tag: str, content: Markup | None = None, *, cls: str, **attributes: str | float) -> Markup:
+    """An element; lengths to a tenth of a pixel."""
+    written = {"class": cls} | {name.replace("_", "-"): value for name, value in attributes.items()}
+    words = Markup("").join(
+        Markup(' {}="{}"').format(name, value if isinstance(value, str | int) else f"{value:.1f}")
+        for name, value in written.items()
+    )
+    return Markup("<{}{}>{}</{}>").format(tag, words, content or "", tag)

@@ -1,0 +1,231 @@
+"""The page that `gliomap compare` writes: one HTML file that opens offline, with the answers first."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from gliomap.ranking import Ranking, cliques, critical_difference, friedman, ranking
+from gliomap.report import charts
+from gliomap.report.answers import (
+    TESTS,
+    Answer,
+    Column,
+    Pair,
+    Scores,
+    Sentence,
+    higher_is_better,
+    metric_title,
+    number,
+    outcome,
+    p_text,
+    pair_name,
+    region_title,
+    sentence,
+    side_name,
+)
+from gliomap.report.published_beside import published_beside
+from gliomap.report.score_table import cells, summary_of
+from gliomap.rows import metric
+
+MOST_SENTENCES = 30
+MOST_DIFFERENCE_CHARTS = 24
+LARGEST = 5
+
+
+@dataclass(frozen=True)
+class ComparisonReport:
+    """What a comparison's page shows.
+
+    Attributes:
+        warnings: What was left out or is missing; printed before everything else.
+        inputs: SHA-256 of each table of scores.
+    """
+
+    scores: Scores
+    answers: tuple[Answer, ...]
+    test: str
+    seed: int
+    warnings: tuple[str, ...]
+    inputs: dict[str, str]
+
+
+class Told(NamedTuple):
+    """The sentences of one metric: those to read first, and the rest; ``decided`` counts both."""
+
+    metric: str
+    decided: int
+    first: list[Sentence]
+    rest: list[Sentence]
+
+
+class Largest(NamedTuple):
+    """A study in which two sides differ most, as text."""
+
+    study: str
+    a: str
+    b: str
+    difference: str
+
+
+class Difference(NamedTuple):
+    """One answer's differences by study."""
+
+    title: str
+    chart: Markup
+    largest: list[Largest]
+
+
+def comparison_page(report: ComparisonReport) -> str:
+    """The page as HTML text, with its charts inside."""
+    scores = report.scores
+    ranked = _ranking(report)
+    best = scores.models[int(np.argmin(ranked.mean_ranks))]
+    pairs = _shown_pairs(report, best)
+    return _template().render(
+        report=report,
+        scores=scores,
+        test=TESTS[report.test],
+        best=best,
+        told=[_told(report, name, best) for name in scores.metrics],
+        joined=[side_name(s) for pair in _pairs(report) for s in pair if len(s) > 1],
+        empty=_empty(scores),
+        tables={
+            name: list(zip(scores.models, cells(scores, report.answers, name), strict=True)) for name in scores.metrics
+        },
+        boxes={name: [_boxes(scores, region, name) for region in scores.regions(name)] for name in scores.metrics},
+        rank_charts={
+            name: [_ranks(scores, region, name) for region in scores.regions(name)] for name in scores.metrics
+        },
+        ranking=ranked,
+        order=[int(k) for k in np.argsort(ranked.mean_ranks, kind="stable")],
+        pairs={pair_name(pair): _differences(report, pair) for pair in pairs},
+        pairs_left=len(_pairs(report)) - len(pairs),
+        published=published_beside(scores),
+    )
+
+
+def _template() -> Template:
+    """The page's template; every value that it prints is escaped."""
+    environment = Environment(
+        loader=PackageLoader("gliomap.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "metric_title": metric_title,
+        "region_title": region_title,
+        "p_text": p_text,
+        "breakable": breakable,
+    }
+    environment.globals |= {"metric": metric, "summary_of": summary_of}
+    return environment.get_template("comparison.html.j2")
+
+
+def breakable(name: str) -> Markup:
+    """A name that may be broken where its parts end."""
+    return Markup("<wbr>").join(re.findall(r"[^_+.-]*[_+.-]+|[^_+.-]+", name))
+
+
+def _pairs(report: ComparisonReport) -> list[Pair]:
+    return list(dict.fromkeys(answer.pair for answer in report.answers))
+
+
+def _told(report: ComparisonReport, name: str, best: str) -> Told:
+    """All sentences of a metric where they are few, else those of the best-ranked model first."""
+    answers = [answer for answer in report.answers if answer.metric == name]
+    decided = sum(outcome(answer) != "undecided" for answer in answers)
+    first = answers
+    if len(answers) > MOST_SENTENCES:
+        of_best = [answer for answer in answers if best in {*answer.pair.a, *answer.pair.b}]
+        first = (of_best or answers)[:MOST_SENTENCES]
+    chosen = set(map(id, first))
+    rest = [answer for answer in answers if id(answer) not in chosen]
+    return Told(name, decided, [sentence(a) for a in first], [sentence(a) for a in rest])
+
+
+def _empty(scores: Scores) -> list[tuple[str, list[str]]]:
+    """By model what its values are in each column, where anything is not plainly there; else nothing."""
+    if all((status == "ok").all() for status in scores.status.values()):
+        return []
+    return [(model, [_counted(scores, column, k) for column in scores.values]) for k, model in enumerate(scores.models)]
+
+
+def _counted(scores: Scores, column: Column, k: int) -> str:
+    known = int((~np.isnan(scores.values[column][:, k])).sum())
+    why = Counter(
+        str(status).replace("_", " ") or "not scored" for status in scores.status[column][:, k] if status != "ok"
+    )
+    return f"{known} of {len(scores.studies)}" + "".join(f"; {count} {text}" for text, count in sorted(why.items()))
+
+
+def _axis_title(region: str, name: str) -> str:
+    unit = metric(name).unit
+    return f"{region_title(region)}: {metric_title(name)}" + ("" if unit == "1" else f" in {unit}")
+
+
+def _boxes(scores: Scores, region: str, name: str) -> tuple[str, Markup]:
+    title = _axis_title(region, name)
+    return title, charts.box_chart(title, scores.values[region, name], scores.models, scores.studies)
+
+
+def _ranks(scores: Scores, region: str, name: str) -> tuple[str, Markup, str]:
+    """A critical-difference diagram of one column with Friedman's test in words; nothing for fewer than 3 models."""
+    title = _axis_title(region, name)
+    count, models = scores.values[region, name].shape
+    if models < 3:
+        return title, Markup(""), ""
+    found = friedman(scores.values[region, name], higher_is_better(name))
+    difference = critical_difference(models, count)
+    chart = charts.rank_chart(title, found.mean_ranks, scores.models, cliques(found.mean_ranks, difference), difference)
+    differ = "some models differ" if found.p < 0.05 else "no difference between the models is shown"
+    return title, chart, f"Friedman: chi-squared {found.statistic:.1f}, {p_text(found.p)}; {differ}."
+
+
+def _ranking(report: ComparisonReport) -> Ranking:
+    values = np.stack(list(report.scores.values.values()), axis=2)
+    return ranking(values, [higher_is_better(name) for _, name in report.scores.values], report.seed)
+
+
+def _shown_pairs(report: ComparisonReport, best: str) -> list[Pair]:
+    """As many pairs as there is room for charts of differences, those with the best-ranked model first."""
+    pairs = _pairs(report)
+    room = max(1, MOST_DIFFERENCE_CHARTS // len(report.scores.values))
+    return sorted(pairs, key=lambda pair: best not in {*pair.a, *pair.b})[:room]
+
+
+def _differences(report: ComparisonReport, pair: Pair) -> list[Difference]:
+    return [_difference(report.scores, answer) for answer in report.answers if answer.pair == pair]
+
+
+def _difference(scores: Scores, answer: Answer) -> Difference:
+    up, down = ("first", "second") if higher_is_better(answer.metric) else ("second", "first")
+    names = {"first": side_name(answer.pair.a), "second": side_name(answer.pair.b)}
+    sides = f"↑ {names[up]} better", f"↓ {names[down]} better"
+    title = _axis_title(answer.region, answer.metric)
+    interval = answer.comparison.low, answer.comparison.high
+    described = f"{title}, {names['first']} minus {names['second']}"
+    chart = charts.difference_chart(described, answer.differences, scores.studies, interval, sides)
+    return Difference(title, chart, _largest(scores, answer))
+
+
+def _largest(scores: Scores, answer: Answer) -> list[Largest]:
+    column, unit = (answer.region, answer.metric), metric(answer.metric).unit
+    a, b = (scores.of(side, column) for side in answer.pair)
+    known = np.flatnonzero(~np.isnan(answer.differences))
+    order: Sequence[int] = known[np.argsort(-np.abs(answer.differences[known]), kind="stable")][:LARGEST].tolist()
+    return [
+        Largest(scores.studies[i], number(a[i], unit), number(b[i], unit), _signed(float(answer.differences[i]), unit))
+        for i in order
+    ]
+
+
+def _signed(value: float, unit: str) -> str:
+    return ("+" if value > 0 else "") + number(value, unit)

@@ -1,0 +1,214 @@
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from gliomap.ranking import ranking
+from gliomap.report.answers import Pair, Scores, answers_to
+from gliomap.report.comparison import MOST_SENTENCES, ComparisonReport, breakable, comparison_page
+
+VOID = {"meta", "wbr", "br", "img", "link", "input", "hr"}
+
+
+def report(models=("alpha", "beta", "gamma"), studies=15, pairs=None, regions=("ET", "WT"), missing=(), **changes):
+    rng = np.random.default_rng(1)
+    hard = rng.normal(0, 0.1, studies)
+    values, status = {}, {}
+    for name in ("dice", "hd95"):
+        for region in regions:
+            table = np.stack([0.7 + 0.03 * k + hard + rng.normal(0, 0.03, studies) for k in range(len(models))], axis=1)
+            table = table if name == "dice" else 30 * (1.2 - table)
+            table[[i for i, _ in missing], [k for _, k in missing]] = np.nan
+            values[region, name] = table
+            status[region, name] = np.where(np.isnan(table), "failed", "ok")
+    scores = Scores(tuple(f"study {i}" for i in range(studies)), tuple(models), values, status, "plain")
+    asked = pairs or [Pair((a,), (b,)) for i, a in enumerate(models) for b in models[i + 1 :]]
+    answers = tuple(answers_to(asked, scores, "wilcoxon", 0))
+    return ComparisonReport(
+        scores, answers, "wilcoxon", 0, changes.get("warnings", ()), changes.get("inputs", {"a.csv": "ab" * 32})
+    )
+
+
+class Page(HTMLParser):
+    """Visible text, in order; and whether every element that opens is closed."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text = ""
+        self.ids: list[str] = []
+        self.feed(page)
+        assert self.open == []
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag, attrs):
+        self.ids += [value for name, value in attrs if name == "id"]
+        self.text += "" if tag in ("wbr", "b", "code") else " "
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not {"style", "title", "desc"} & set(self.open):
+            self.text += data
+
+
+def test_the_answers_come_first_then_scores_plots_ranks_differences():
+    made = report()
+    text = Page(comparison_page(made)).text
+    mean = made.scores.values["ET", "dice"][:, 0].mean()
+    order = [
+        "3 models on 15 studies",
+        "ET: alpha has a mean Dice",
+        f"{mean:.3f} ± ",
+        "A dot is a study",
+        "critical difference 0.",
+    ]
+    order += ["Ranking over everything", "Are two ranked apart?", "First minus second", "SHA-256"]
+    places = [text.index(words) for words in order]
+    assert places == sorted(places)
+
+
+def test_the_page_is_one_file_without_scripts_or_links_to_anywhere():
+    page = comparison_page(report())
+    targets = re.findall(r"""(?:src|href|srcset|action)\s*=\s*["']([^"']*)|url\(([^)]*)""", page)
+    assert all(attribute.startswith("#") and not url for attribute, url in targets)
+    assert not re.search("://|@import|<script", page)
+    assert "default-src 'none'" in page
+    reader = Page(page)
+    assert len(set(reader.ids)) == len(reader.ids)
+    assert {attribute[1:] for attribute, _ in targets} <= set(reader.ids)
+
+
+def test_everything_from_outside_is_escaped():
+    attack = '<script>alert("1")</script>'
+    made = report(models=(attack, "b&c", "d"), warnings=(attack,), inputs={attack: attack})
+    page = comparison_page(made)
+    assert "<script" not in page.lower()
+    assert page.count("&lt;script&gt;") > 20
+    assert attack in Page(page).text
+
+
+def test_a_chart_per_column_kind_and_pair_and_each_is_whole():
+    page = comparison_page(report())
+    charts = [ElementTree.fromstring(text) for text in re.findall(r"<svg.*?</svg>", page, re.DOTALL)]
+    assert len(charts) == 4 + 4 + 3 * 4
+    assert all(chart[0].tag == "title" and chart[1].tag == "desc" and chart.get("role") == "img" for chart in charts)
+
+
+def test_sides_of_a_difference_are_the_right_way_round_for_distances():
+    page = comparison_page(report(models=("alpha", "beta"), regions=("ET",)))
+    charts = [ElementTree.fromstring(text) for text in re.findall(r"<svg.*?</svg>", page, re.DOTALL)]
+    up = {c[0].text: [e.text for e in c.iter("text") if e.text.startswith("↑")] for c in charts if "minus" in c[0].text}
+    assert up == {
+        "ET: Dice, alpha minus beta": ["↑ alpha better"],
+        "ET: HD95 in mm, alpha minus beta": ["↑ beta better"],
+    }
+
+
+def test_two_models_have_no_critical_difference_and_are_told_why():
+    text = Page(comparison_page(report(models=("alpha", "beta")))).text
+    assert "needs three models or more; here are 2" in text
+    assert "Friedman" not in text.split("Ranking over everything")[0].split("needs three models")[1]
+    assert "Ranking over everything" in text
+
+
+def test_critical_differences_have_the_best_model_first_also_for_distances_and_say_what_friedman_found():
+    page = comparison_page(report(regions=("ET",)))
+    charts = [ElementTree.fromstring(text) for text in re.findall(r"<svg.*?</svg>", page, re.DOTALL)]
+    ranked = [chart[1].text for chart in charts if chart[1].text.startswith("Mean ranks")]
+    assert [re.findall("alpha|beta|gamma", text)[:3] for text in ranked] == [["gamma", "beta", "alpha"]] * 2
+    assert len(re.findall(r"Friedman: chi-squared [\d.]+, p (&lt; )?[\d.]+; some models differ", page)) == 2
+    made = report(regions=("ET",))
+    flat = {column: np.repeat(values[:, :1], 3, axis=1) for column, values in made.scores.values.items()}
+    same = comparison_page(replace(made, scores=replace(made.scores, values=flat)))
+    assert same.count("Friedman: chi-squared 0.0, p 1.00; no difference between the models is shown") == 2
+
+
+def test_ranks_are_the_rankings_with_missing_values_worst():
+    made = report(missing=[(i, 2) for i in range(12)])
+    values = np.stack(list(made.scores.values.values()), axis=2)
+    expected = ranking(values, [True, True, False, False], 0)
+    assert expected.places.tolist() == [2, 1, 3]
+    text = Page(comparison_page(made)).text.split("Ranking over everything")[1]
+    rows = [text.index(f"{name} {place}") for name, place in (("beta", 1), ("alpha", 2), ("gamma", 3))]
+    assert rows == sorted(rows)
+    assert f"beta 1 {expected.mean_ranks[1]:.2f}" in text
+    shares = " ".join(f"{100 * share:.0f} %" for share in expected.place_shares[2])
+    assert shares in text
+
+
+def test_what_is_missing_is_counted_for_every_model_and_column():
+    text = Page(comparison_page(report(missing=[(0, 2), (4, 2), (5, 0)]))).text
+    counted = text.split("Missing and empty Model")[1]
+    assert re.search(r"alpha (14 of 15; 1 failed ?){4}beta (15 of 15 ?){4}gamma (13 of 15; 2 failed ?){4}", counted)
+    assert "13 studies, 2 missing" in text
+    assert "Every model has every value" not in text
+    whole = Page(comparison_page(report())).text
+    assert "Every model has every value" in whole
+    assert "Missing and empty Model" not in whole
+
+
+def test_joined_sides_are_explained_and_drawn():
+    text = Page(comparison_page(report(pairs=[Pair(("alpha", "beta"), ("gamma",))]))).text
+    assert "ET: alpha + beta has a mean Dice" in text
+    assert "alpha + beta: the mean of these models in each study" in text
+    assert "alpha + beta against gamma" in text
+
+
+def test_many_pairs_show_the_best_model_first_and_leave_nothing_out():
+    models = tuple(f"model{k}" for k in range(8))
+    made = report(models=models)
+    page = comparison_page(made)
+    text = Page(page).text
+    per_metric = len(made.answers) // 2
+    assert per_metric > MOST_SENTENCES
+    assert len(re.findall(r"has a mean (?:Dice|HD95)", text)) == len(made.answers)
+    first = page.split("<details>")[0]
+    assert len(re.findall("has a mean Dice", first)) == 2 * 7
+    assert all("model7" in item for item in re.findall(r"<li>(.*?)</li>", first, re.DOTALL))
+    assert f"of {per_metric} comparisons are decided. First those of model7" in text
+    shown = re.findall(r"<h3>(\S+ against \S+)</h3>", page)
+    assert len(shown) == 6
+    assert all("model7" in name for name in shown)
+    assert "22 more are in compare.csv" in text
+
+
+def test_a_thousand_studies_and_ten_long_names_stay_small():
+    models = tuple(f"a_network_with_a_long_name_{'of_many_parts_' * 8}{k}" for k in range(4))
+    page = comparison_page(report(models=models, studies=1000, regions=("ET",)))
+    assert len(page) < 1_000_000
+    labels = re.findall(r'<text class="name"[^>]*>([^<]*)</text>', page)
+    assert labels
+    assert max(map(len, labels)) <= 60
+    assert "its name shows" not in page
+
+
+def test_the_largest_differences_are_named_with_both_values():
+    made = report(models=("alpha", "beta"), regions=("ET",))
+    values = made.scores.values["ET", "dice"]
+    worst = int(np.abs(values[:, 0] - values[:, 1]).argmax())
+    text = Page(comparison_page(made)).text.split("Largest differences Study First Second Difference")[1]
+    a, b = values[worst]
+    assert text.strip().startswith(f"study {worst} {a:.3f} {b:.3f} {a - b:+.3f}")
+
+
+def test_published_numbers_stand_under_their_statement():
+    text = Page(comparison_page(report(models=("druwas-0a1b2c3d", "nnunet")))).text.split(
+        "Published numbers beside these"
+    )[1]
+    assert text.strip().startswith("None of them is a score on these studies.")
+    assert "druwas-0a1b2c3d: paper 001, table 4 Not comparable" in text
+    assert "nnunet" not in text
+    assert "Published numbers" not in comparison_page(report())
+
+
+@pytest.mark.parametrize("name", ["plain", "a_b", "cga_unet_fair-0a1b", "__x", "a.b+c", "<b>_&"])
+def test_names_break_at_their_parts_and_stay_what_they_are(name):
+    assert Page(f"<p>{breakable(name)}</p>").text == name
+    assert breakable("a_b-c") == "a_<wbr>b-<wbr>c"
