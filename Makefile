@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test lint format clean
+.PHONY: install demo test acceptance lint format clean
 
 install: $(INSTALLED)
 
@@ -26,6 +26,10 @@ lint: install
 
 test: lint
 	$(BIN)/python -m pytest -n 2
+
+# What takes too long for the tests: one line per claim, with what was measured.
+acceptance: install
+	$(BIN)/python scripts/acceptance.py
 
 format: install
 	$(BIN)/ruff format .

@@ -18,6 +18,7 @@ from gliomap.cli.demo import demo
 from gliomap.cli.evaluate import evaluate
 from gliomap.cli.models import models
 from gliomap.cli.phantom import phantom
+from gliomap.cli.reproduce import reproduce
 from gliomap.cli.segment import segment
 from gliomap.cli.split import split
 from gliomap.cli.train import train
@@ -47,7 +48,7 @@ def _command(verb: Callable[..., int | None]) -> Callable[..., None]:
     return wrapped
 
 
-for _verb in (demo, segment, train, evaluate, compare, models, split, phantom):
+for _verb in (demo, segment, train, evaluate, compare, reproduce, models, split, phantom):
     app.command()(_command(_verb))
 
 

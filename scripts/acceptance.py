@@ -1,0 +1,92 @@
+"""make acceptance: what takes too long for the test suite. One line PASS or FAIL per claim, with what was measured."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+from studies import small_pairs  # noqa: E402 - from the tests
+
+from gliomap.files import read_json  # noqa: E402
+
+REAL = Path(os.environ.get("GLIOMAP_REAL_DATA") or ROOT.parent / "shared" / "data")
+GLIOMAP = (sys.executable, "-m", "gliomap")
+Claim = tuple[bool, str]
+
+
+def run(*arguments: str | Path, folder: Path) -> str:
+    done = subprocess.run([*GLIOMAP, *map(str, arguments)], cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+def thousand_pairs(folder: Path) -> Iterator[Claim]:
+    small_pairs(folder / "many", 1000, models=("a",), repeat=20)
+    small_pairs(folder / "few", 20, models=("a",))
+    match = ("--match", "{study}/pred_{model}.nii.gz")
+    run("evaluate", "few", "few", *match, "-o", "few.csv", "--jobs", "1", folder=folder)
+    command = ("evaluate", "many", "many", *match, "-o", "many.csv", "--jobs", "1")
+    begun = subprocess.Popen([*GLIOMAP, *command], cwd=folder, stdout=subprocess.DEVNULL)
+    journal = folder / "many.part.jsonl"
+    while begun.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < 401):
+        time.sleep(0.01)
+    os.kill(begun.pid, signal.SIGKILL)
+    begun.wait()
+    finished = journal.read_bytes().count(b"\n") - 1
+    run(*command, folder=folder)
+    kept = read_json(folder / "many.run.json")["continued"]
+    yield (
+        kept == finished >= 400,
+        f"kill -9 of an evaluation of 1,000 pairs: {finished} were finished, {kept} were kept",
+    )
+    start = time.perf_counter()
+    run("evaluate", "many", "many", *match, "-o", "again.csv", "--jobs", "1", folder=folder)
+    time_s = time.perf_counter() - start
+    same = (folder / "many.csv").read_bytes() == (folder / "again.csv").read_bytes()
+    yield same, "the table after the kill is that of a run that was not killed, byte for byte"
+    few, many = (read_json(folder / f"{name}.run.json")["peak_memory_mb"] for name in ("few", "again"))
+    yield many < few + 25, f"memory: {few:.0f} MB for 20 pairs, {many:.0f} MB for 1,000 ({time_s:.0f} s, one process)"
+
+
+def attention_or_none(folder: Path) -> Iterator[Claim]:
+    data = REAL / "predictions" / "BraTS20_attention_vs_none"
+    options = ("--match", "{study}/pred_{model}.nii.gz", "--labels", "brats2021", "--truth-labels", "brats2021")
+    run("evaluate", data, data, *options, "-o", "attention.csv", folder=folder)
+    pair = "baseline_attention+waveloss_attention:baseline_no_attention+waveloss_no_attention"
+    told = run("compare", "attention.csv", "--pair", pair, "-o", "attention", folder=folder)
+    answers = [line for line in told.splitlines() if re.match(r"(ET|TC|WT):.* Dice ", line)]
+    shown = len(answers) == 3 and all(re.search(r"95 % interval.*15 studies.*can show", line) for line in answers)
+    yield shown, "did attention help? " + " | ".join(answers)
+
+
+def metrics_are_fast(_: Path) -> Iterator[Claim]:
+    script = ROOT / "benchmarks" / "metrics.py"
+    done = subprocess.run([sys.executable, script], check=True, capture_output=True, text=True, cwd=ROOT)
+    last = done.stdout.strip().splitlines()[-1]
+    ratio = float(re.findall(r"\d+(?:\.\d+)?", last)[0])
+    yield ratio >= 12, f"metrics against MONAI: {last}"
+
+
+def main() -> int:
+    parts: list[Callable[[Path], Iterator[Claim]]] = [thousand_pairs, metrics_are_fast]
+    if REAL.is_dir():
+        parts.append(attention_or_none)
+    else:
+        print(f"SKIP  the real studies are not in {REAL}; say where with GLIOMAP_REAL_DATA")
+    failed = 0
+    for part in parts:
+        with tempfile.TemporaryDirectory() as folder:
+            for good, text in part(Path(folder)):
+                print("PASS " if good else "FAIL ", text, flush=True)
+                failed += not good
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""gliomap reproduce."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gliomap.cli import printing
+from gliomap.cli.options import Debug, Device, Json, Labels, Quiet, Seed, seconds
+from gliomap.errors import UsageError
+
+if TYPE_CHECKING:
+    from gliomap.report.reproduction import Reproduction
+
+
+def reproduce(
+    table: Annotated[str | None, typer.Argument(help="A paper's table, such as 002/table4.")] = None,
+    data: Annotated[Path | None, typer.Argument(help="A folder of labelled studies.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where the results go.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Print every table of the five papers.")] = False,
+    rows: Annotated[str | None, typer.Option(help="Only these rows or recipes, with commas between.")] = None,
+    max_time: Annotated[str | None, typer.Option(help="Time for all trainings together: 30m, 8h.")] = None,
+    studies: Annotated[int | None, typer.Option(help="Use so many patients, drawn by the seed.", min=2)] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change every recipe: '*.training.patches=2000'.")
+    ] = None,
+    folds: Annotated[str | None, typer.Option(help="Of a cross-validation: how many, or a folds.json.")] = None,
+    seed: Seed = 0,
+    labels: Labels = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Train and score the rows of a paper's table, and print published beside measured with a verdict per claim.
+
+    Example: `gliomap reproduce 002/table4 DATA -o OUT --max-time 8h --studies 40`
+    """
+    if list_:
+        _print_tables(json=json)
+        return 0
+    if table is None or output is None:
+        raise UsageError("reproducing needs a table and -o; gliomap reproduce --list prints the tables")
+    from gliomap.reproduce import ReproduceOptions
+    from gliomap.reproduce import reproduce as run
+
+    names = tuple(name.strip() for name in rows.split(",")) if rows else ()
+    parts = int(folds) if folds and folds.isdigit() else Path(folds) if folds else None
+    result = run(
+        ReproduceOptions(
+            table, output, data, names, tuple(set_ or ()), studies, parts, seed, seconds(max_time), labels, device,
+            quiet or json,
+        )
+    )  # fmt: skip
+    if json:
+        printing.as_json(_plain(result.reproduction) | {"page": str(result.page), "failed": result.failed})
+    elif not quiet:
+        _print(result.reproduction)
+        printing.lines(f"{result.page}")
+    printing.failures(result.failed)
+    return 5 if result.failed else 0
+
+
+def _print_tables(*, json: bool) -> None:
+    from gliomap.recipes.tables import TABLES
+
+    if json:
+        printing.as_json(
+            [
+                {"table": t.address, "title": t.title, "rows": len(t.rows), "runnable": len(t.runnable), "how": t.how}
+                for t in TABLES.values()
+            ]
+        )
+        return
+    headers = ["table", "rows", "gliomap runs", "numbers are", "what it is"]
+    rows = [[t.address, str(len(t.rows)), str(len(t.runnable)), ", ".join(t.how), t.title] for t in TABLES.values()]
+    printing.table(headers, rows)
+
+
+def _print(reproduction: Reproduction) -> None:
+    from gliomap.report.reproduction import CLAIM_HEADERS, COLUMNS, cells, claim_cells
+
+    printing.lines(f"{reproduction.table.address}: {reproduction.table.title}", *reproduction.statement)
+    printing.table(COLUMNS, [cells(line)[: len(COLUMNS)] for line in reproduction.lines])
+    if reproduction.judged:
+        printing.lines("")
+        printing.table(CLAIM_HEADERS, [claim_cells(judged) for judged in reproduction.judged])
+    printing.lines(*(f"warning: {text}" for text in reproduction.warnings))
+
+
+def _plain(reproduction: Reproduction) -> dict[str, object]:
+    """The tables in types that JSON has."""
+    from gliomap.report.reproduction import claim_rows, line_rows
+
+    return {
+        "table": reproduction.table.address,
+        "statement": reproduction.statement,
+        "numbers": line_rows(reproduction),
+        "claims": claim_rows(reproduction),
+    }
