@@ -204,6 +204,7 @@ def test_the_middle_slice_alone_can_be_scored(tmp_path: Path) -> None:
     assert max(v for v in _values(whole, "dice") if v is not None) < 1
     assert _values(rows, "dice") == [1.0] * 3
     assert {r.protocol for r in rows} == {"plain, middle axial slice"}
+    assert {r.metric for r in rows} == {"dice", "sensitivity", "specificity", "volume", "volume_truth"}
     voxels = np.isin(classes[:, :, middle], (1, 2, 4)).sum()
     assert _values(rows, "volume_truth")[2] == pytest.approx(voxels / 1000, rel=1e-5)
 
@@ -227,6 +228,7 @@ def test_a_models_probabilities_are_measured_too(tmp_path: Path) -> None:
         ({"regions": ()}, "expected some of ET"),
         ({"metrics": ("ece",)}, "give a model file"),
         ({"metrics": ("ece",), "predictions": Path("m.safetensors"), "slices": "middle"}, "leave out --slices"),
+        ({"metrics": ("dice", "hd95", "nsd_1mm"), "slices": "middle"}, "hd95, nsd_1mm: of whole volumes only"),
         ({"metrics": ("lesion_dice",)}, "--protocol brats2023 defines lesion_dice"),
         ({"metrics": ("lesion_nsd_1mm",), "protocol": "brats2023"}, "--protocol brats2025 defines"),
         ({"predictions": Path("model.safetensors"), "jobs": 2}, "leave out --jobs"),

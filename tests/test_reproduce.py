@@ -253,6 +253,18 @@ def test_what_rows_start_from_is_trained_once_and_a_hold_out_scores_who_validate
     assert "Every row had its recipe's whole training" in result.reproduction.statement[0]
 
 
+def test_a_start_that_the_time_limit_cut_serves_its_row_and_the_rows_that_begin_with_it(
+    data, tmp_path, tiny_recipes, monkeypatch
+):
+    trained, begin = [], training._train
+    monkeypatch.setattr(training, "_train", lambda o, r, s: (trained.append(r.name), begin(o, r, s))[1])
+    more = {"table": "000/table2", "rows": ("dual_fusion_late", "dual_fusion_early"), "max_time_s": 2.0}
+    reproduce(options(data, tmp_path, **more, settings=("*.training.patches=4000",), folds=None))
+    assert len(trained) == len(set(trained))
+    run = record(tmp_path / "rows" / "fold0" / "dual_fusion_early")
+    assert {start["ended"] for start in run["starts_from"].values()} == {"time limit reached"}
+
+
 def test_paper_003_is_scored_on_the_middle_slice_of_its_test_studies(data, tmp_path, tiny_recipes):
     reproduce(
         options(data, tmp_path, table="003/table1", rows=("attention_unet2d_t2",), settings=(), folds=None, seed=1)

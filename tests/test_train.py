@@ -427,11 +427,14 @@ def test_a_model_of_the_whole_tumour_is_scored_by_it_alone(data: Path, tmp_path:
     base = with_settings(RECIPES["attention_resunet_small"], SETTINGS)
     whole = _variant(tmp_path, target=WHOLE_TUMOUR, training=replace(base.training, loss=loss))
     result = _train(whole, data, tmp_path / "run")
-    rows = evaluate(
-        EvaluateOptions(result.model, data, tmp_path / "scores.csv", hd_all_voxels=True, device="cpu", quiet=True)
-    ).rows
+    metrics = ("dice", "hd95_all_voxels")
+    rows = list(
+        evaluate(
+            EvaluateOptions(result.model, data, tmp_path / "s.csv", metrics=metrics, device="cpu", quiet=True)
+        ).rows
+    )
     assert {row.region for row in rows} == {"WT"}
-    assert "hd95_all_voxels" in {row.metric for row in rows}
+    assert {row.metric for row in rows} == {*metrics, "volume", "volume_truth"}
     (study, *_) = sorted(p for p in data.iterdir() if p.is_dir())
     found = segment(SegmentOptions(study, tmp_path / "out", model=result.model, score=True, device="cpu", quiet=True))
     assert set(found.done[0].volumes_ml) == {"WT"}
@@ -476,9 +479,10 @@ def _finished(data: Path, folder: Path, **changes: object) -> Path | None:
     recipe = recipe_from_json((folder / "recipe.json").read_text())
     used = json.loads((folder / "run.json").read_text())["studies"]
     studies = {s.id: s for s in find_studies(data)}
+    more = {"cut_too": changes.pop("cut_too", False)}
     arguments = {"recipe": recipe, "seed": 0, "labels": None} | changes
     parts = ([studies[i] for i in used[part]] for part in ("training", "validation"))
-    return finished_training([folder], *arguments.values(), *parts)  # pyright: ignore[reportArgumentType]
+    return finished_training([folder], *arguments.values(), list(parts), **more)  # pyright: ignore
 
 
 def test_only_the_same_training_of_the_same_files_is_taken_over(tmp_path: Path) -> None:
@@ -491,11 +495,12 @@ def test_only_the_same_training_of_the_same_files_is_taken_over(tmp_path: Path) 
     assert _finished(data, run, labels="brats2021") is None
     assert _finished(data, run, recipe=replace(recipe, name="other")) is None
     studies = sorted(find_studies(data), key=lambda s: s.id)
-    assert finished_training([run], recipe, 0, None, studies[:1], studies[1:]) is None
+    assert finished_training([run], recipe, 0, None, [studies[:1], studies[1:]]) is None
     record = (run / "run.json").read_text()
     for ended in ("time limit reached", "interrupted"):
         (run / "run.json").write_text(record.replace("budget reached", ended))
         assert _finished(data, run) is None
+        assert _finished(data, run, cut_too=True) == (run if ended == "time limit reached" else None)
     (run / "run.json").write_text(record)
     model = run / "model.safetensors"
     content = model.read_bytes()

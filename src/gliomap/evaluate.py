@@ -109,9 +109,10 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
     regions = tuple(r for r in options.regions if _tells(options.predictions, segmenter, r))
     if not regions:
         raise UsageError(f"{options.predictions} cannot tell {', '.join(options.regions)}: ask for other --regions")
-    question = Question(
-        models, regions, options.metrics or PROTOCOL_METRICS[options.protocol], options.protocol, options.slices
-    )
+    metrics = options.metrics or PROTOCOL_METRICS[options.protocol]
+    if options.slices != "all":
+        metrics = tuple(m for m in metrics if _of_slices(m))
+    question = Question(models, regions, metrics, options.protocol, options.slices)
     with Journal(options.output.with_name(f"{options.output.stem}.part.jsonl"), _all_of(options, question)) as journal:
         done = {task.truth.id for task in tasks if _is_done(journal, task)}
         with progress_bar("scoring", len(tasks), quiet=options.quiet) as bar:
@@ -170,8 +171,8 @@ def _check(options: EvaluateOptions) -> None:
         raise UsageError(
             f"{', '.join(calibration)}: label maps have no probabilities; give a model file to measure calibration"
         )
-    if calibration and options.slices != "all":
-        raise UsageError(f"{', '.join(calibration)} are of whole volumes; leave out --slices")
+    if wrong := [m for m in options.metrics if options.slices != "all" and not _of_slices(m)]:
+        raise UsageError(f"{', '.join(wrong)}: of whole volumes only; leave out --slices")
     lesions = [m for m in options.metrics if m in LESION_METRICS and m not in PROTOCOL_METRICS[options.protocol]]
     if lesions:
         raise UsageError(
@@ -179,6 +180,11 @@ def _check(options: EvaluateOptions) -> None:
             + "; ".join(f"--protocol {p} defines {', '.join(m for m in names if m in LESION_METRICS)}"
                         for p, names in PROTOCOL_METRICS.items() if p != "plain")
         )  # fmt: skip
+
+
+def _of_slices(name: str) -> bool:
+    """Whether a metric makes sense of one slice, all of whose voxels are surface: no distance, lesion or probability does."""
+    return metric(name).unit != "mm" and name not in {*LESION_METRICS, *CALIBRATION_METRICS} and "nsd" not in name
 
 
 def _studies(options: EvaluateOptions) -> list[Study]:

@@ -243,6 +243,7 @@ def _train(options: ReproduceOptions, name: str, folder: Path, fold: int, limit_
             fold=fold,
             seed=options.seed,
             max_time_s=None if math.isinf(limit_s) else limit_s,
+            cut_starts=True,  # the row it starts from had the same limit
             resume=begun,
             labels=options.labels,
             device=options.device,

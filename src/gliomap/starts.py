@@ -15,9 +15,14 @@ from gliomap.recipe import Recipe, Start
 from gliomap.recipes import find_recipe
 
 MODEL, STARTS = "model.safetensors", "starts_from"
-ENOUGH, STOPPED_EARLY, NOTHING = "budget reached", "stopped early", "nothing to train"
+ENOUGH, STOPPED_EARLY, NOTHING, OUT_OF_TIME = (
+    "budget reached",
+    "stopped early",
+    "nothing to train",
+    "time limit reached",
+)
 FINISHED = (ENOUGH, STOPPED_EARLY, NOTHING)
-"""How a training comes to its end; only one that did, and that began with such only, is taken over."""
+"""How a training comes to its end; OUT_OF_TIME is none."""
 
 
 def finished_training(
@@ -25,10 +30,16 @@ def finished_training(
     recipe: Recipe,
     seed: int,
     labels: str | None,
-    training: Sequence[Study],
-    validation: Sequence[Study],
+    split: Sequence[Sequence[Study]],
+    *,
+    cut_too: bool = False,
 ) -> Path | None:
-    """The first of the folders with a finished training of this recipe and seed on these very files, read alike."""
+    """The first of the folders with a training of this recipe and seed on these very files, read alike, that has finished.
+
+    ``split`` begins with the studies that train and those that validate. It, and all that it began with, came to its end;
+    ``cut_too``: or to that of its time.
+    """
+    ends = (*FINISHED, OUT_OF_TIME) if cut_too else FINISHED
     for folder in folders:
         run = _record(folder)
         try:
@@ -37,10 +48,10 @@ def finished_training(
             continue
         starts = run.get("starts_from", {}).values()
         ended = [run.get("ended"), *(start.get("ended") for start in starts)]
-        if not same or any(how not in FINISHED for how in ended):
+        if not same or any(how not in ends for how in ended):
             continue
         alike = run.get("seed") == seed and run.get("options", {}).get("labels") == labels
-        if alike and _same_files(run, training, validation) and _model_is_whole(folder, run):
+        if alike and _same_files(run, *split[:2]) and _model_is_whole(folder, run):
             return folder
     return None
 

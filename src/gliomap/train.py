@@ -39,6 +39,7 @@ from gliomap.starts import (
     FINISHED,
     MODEL,
     NOTHING,
+    OUT_OF_TIME,
     STARTS,
     STOPPED_EARLY,
     begin_with,
@@ -51,7 +52,6 @@ from gliomap.starts import (
 CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_EVERY_S = 120.0
 
-
 _Split = tuple[list[Study], list[Study], list[Study]]
 """The studies that train, validate, and are kept for a test."""
 
@@ -62,6 +62,7 @@ class TrainOptions:
 
     ``recipe``: a recipe's name or JSON file, with ``settings`` such as ``training.patches=2000``. Validation studies are
     fold ``fold`` of ``folds``, or the recipe's share of the patients drawn by ``seed``. ``max_time_s`` ends training early.
+    ``cut_starts``: begin with trainings that ended so, too, where they are found.
     """
 
     recipe: str
@@ -76,6 +77,7 @@ class TrainOptions:
     labels: str | None = None
     device: str = "auto"
     quiet: bool = False
+    cut_starts: bool = False
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,8 @@ def _starts(options: TrainOptions, recipe: Recipe, split: _Split) -> tuple[list[
     folders: list[Path | None] = []
     for start in recipe.starts_from:
         places = [own_place(options.output, start), *places_beside(options.output)]
-        folders.append(finished_training(places, start.recipe, options.seed, options.labels, *split[:2]))
+        alike = (start.recipe, options.seed, options.labels, split)
+        folders.append(finished_training(places, *alike, cut_too=options.cut_starts))
     missing = [start for start, folder in zip(recipe.starts_from, folders, strict=True) if folder is None]
     for needed in [*(start.recipe for start in missing), recipe]:
         check_memory(needed, device)
@@ -277,7 +280,7 @@ def _fit(run: _Run) -> str:
         return ENOUGH
     if _stops_early(run):
         return STOPPED_EARLY
-    return "interrupted" if run.stop.is_set() else "time limit reached"
+    return "interrupted" if run.stop.is_set() else OUT_OF_TIME
 
 
 def _stops_early(run: _Run) -> bool:
