@@ -144,8 +144,8 @@ def grid_distance_mm(a: Volume, b: Volume) -> float:
 
 def bounding_box(mask: Array, margin: int | Sequence[int] = 0) -> Box | None:
     """The smallest box around the True voxels of a (D, H, W) mask, widened by ``margin`` voxels; None if there are none."""
-    shadow = mask.any(axis=(1,))  # (D, W): looking along rows that lie side by side is fastest
-    d, w = np.flatnonzero(shadow.any(axis=1)), np.flatnonzero(shadow.any(axis=0))
+    shadow = np.any(mask, 1)  # (D, W): looking along rows that lie side by side is fastest
+    d, w = np.flatnonzero(np.any(shadow, 1)), np.flatnonzero(np.any(shadow, 0))
     if not d.size:
         return None
     h = np.flatnonzero(mask[d[0] : d[-1] + 1, :, w[0] : w[-1] + 1].any(axis=(0, 2)))
