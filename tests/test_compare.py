@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
-from score_tables import made_rows, write_table
+from score_tables import made_rows, random_values, write_table
 from statsmodels.stats.multitest import multipletests
 
 from gliomap.cli.compare import compare as compare_command
@@ -16,23 +17,8 @@ from gliomap.compare import OUTPUTS, CompareOptions, asked_pairs, compare
 from gliomap.errors import InputError, UsageError
 from gliomap.files import sha256
 from gliomap.report.answers import Pair
-from gliomap.statistics import TESTS
-
-COLUMNS = (("ET", "dice"), ("WT", "dice"), ("ET", "hd95"), ("WT", "hd95"))
-
-
-def random_values(models=("a", "b", "c"), studies=12, columns=COLUMNS, seed=0):
-    rng = np.random.default_rng(seed)
-    hard = rng.normal(size=studies)
-    return {
-        model: {
-            column: np.round(
-                (0.7 + 0.02 * k - 0.1 * hard + rng.normal(0, 0.05, studies)) * (1 if column[1] == "dice" else 10), 5
-            ).tolist()
-            for column in columns
-        }
-        for k, model in enumerate(models)
-    }
+from gliomap.rows import metric
+from gliomap.statistics import TESTS, verdict
 
 
 def run(tmp_path: Path, rows, name="scores.csv", failed=None, **options):
@@ -113,7 +99,7 @@ def test_the_same_score_twice_is_refused_with_both_tables(tmp_path):
 
 def test_other_protocols_and_definitions_are_refused(tmp_path):
     ours = made_rows(random_values(("a",)))
-    with pytest.raises(InputError, match=r"a, b were scored by different protocols \(brats2023 \| plain\)"):
+    with pytest.raises(InputError, match=r"by the protocol brats2023, and .* by plain"):
         run(tmp_path, ours + made_rows(random_values(("b",)), protocol="brats2023"))
     theirs = [replace(r, definition="pooled") if r.metric == "hd95" else r for r in made_rows(random_values(("b",)))]
     with pytest.raises(InputError, match=r"metric hd95 by different definitions.*pooled"):
@@ -171,9 +157,11 @@ def test_missing_values_and_failed_studies_are_counted_and_told(tmp_path):
     }  # fmt: skip
     assert result.warnings[0] == "a failed in 1 of 12 studies: s07"
     answer = next(a for a in result.answers if (a.region, a.metric) == ("ET", "hd95"))
-    assert answer.missing == (1, 1)
+    assert [(side.gone, side.empty, side.lost) for side in answer.absent] == [(1, 0, 1), (1, 0, 1)]
     assert np.flatnonzero(np.isnan(answer.differences)).tolist() == [4, 7]
-    assert "10 studies, 2 more without a value (1 of the first, 1 of the second)" in " ".join(result.sentences)
+    assert "10 studies, 2 more left out: first 1 without a value, second 1 without a value;" in " ".join(
+        result.sentences
+    )
 
 
 def test_models_scored_against_other_truths_are_refused(tmp_path):
@@ -228,22 +216,57 @@ def test_pairs_are_all_or_each_against_the_baseline_or_the_asked_ones():
     assert asked_pairs(odd, None, ["b+c:a:1"]) == [Pair(("b", "c"), ("a:1",))]
 
 
-def test_without_a_claim_both_orders_say_the_same(tmp_path):
-    rng = np.random.default_rng(4)
-    base = rng.uniform(0.5, 0.8, 8)
-    values = {
-        "a": {("ET", "dice"): base.tolist()},
-        "b": {("ET", "dice"): (base + np.abs(rng.normal(0.01, 0.01, 8))).tolist()},
-    }
-    values |= {f"x{i}": {("ET", "dice"): rng.uniform(0.5, 0.8, 8).tolist()} for i in range(3)}
-    rows = made_rows(values)
-    answers = {a.pair: a for a in run(tmp_path, rows).answers}
-    one = answers[Pair(("a",), ("b",))]
-    assert one.comparison.high < 0
-    assert one.comparison.p_holm > 0.05
-    assert one.verdict == "undecided"
-    claimed = {a.pair: a for a in run(tmp_path, rows, baseline="b").answers}
-    assert claimed[Pair(("a",), ("b",))].verdict == "not supported"
+def test_both_orders_say_the_same(tmp_path):
+    rows = made_rows(random_values(("a", "b")))
+    (one,) = run(tmp_path, rows, pairs=("a:b",), metrics=("dice",), regions=("ET",)).answers
+    (other,) = run(tmp_path, rows, pairs=("b:a",), metrics=("dice",), regions=("ET",)).answers
+    assert one.comparison.difference == -other.comparison.difference
+    assert {"supported": "not supported", "not supported": "supported"}.get(one.verdict, one.verdict) == other.verdict
+
+
+PENALIZED = (("lesion_dice", "brats2025", 0.0), ("lesion_hd95", "brats2025", 373.0), ("precision", "plain", 0.0))
+
+
+@pytest.mark.parametrize(("name", "protocol", "invented"), PENALIZED)
+def test_a_model_that_is_right_about_nothing_ranks_first_and_never_looks_worse(tmp_path, name, protocol, invented):
+    """8 of 12 studies have no ET; one model is perfect, the other invents 8 voxels there."""
+    perfect_value = 1.0 if metric(name).better == "higher" else 0.0
+    column = ("ET", name)
+    perfect = made_rows(
+        {"perfect": {column: [None] * 8 + [perfect_value] * 4}}, protocol=protocol, missing="both_empty"
+    )
+    inventing = made_rows(
+        {"inventing": {column: [invented] * 8 + [perfect_value] * 4}}, protocol=protocol, status="truth_empty"
+    )
+    for models in (("perfect", "inventing"), ("inventing", "perfect")):
+        rows = sorted(perfect + inventing, key=lambda row: models.index(row.model))
+        result = run(tmp_path, rows, metrics=(name,))
+        page = result.page.read_text()
+        places = re.search(r"Ranking over everything.*?</table>", page, re.DOTALL)[0]
+        assert places.index("perfect</th>") < places.index("inventing</th>")
+        assert "inventing is not empty in 8 studies in which perfect correctly is" in " ".join(result.sentences)
+        assert not re.search("it is better|it is worse|no difference", " ".join(result.sentences))
+        table = (result.page.parent / "table.md").read_text()
+        assert re.search(r"\| perfect \| \*\*.*\(4, 8 correctly empty\)", table)
+        assert "missing" not in re.sub("what is missing counted|more missing values", "", table)
+        assert "(8 correctly empty)</text>" in page
+        assert result.warnings == []
+
+
+def test_no_model_is_better_for_leaving_out_what_it_has_no_value_for(tmp_path):
+    values = random_values(("a", "b"), columns=(("ET", "dice"),))
+    values["a"]["ET", "dice"] = [v + 0.3 + 0.01 * i for i, v in enumerate(values["b"]["ET", "dice"])]
+    decided = run(tmp_path, made_rows(values))
+    assert decided.answers[0].verdict == "supported"
+    values["a"]["ET", "dice"][2] = None
+    for pair, held in (("a:b", "supported"), ("b:a", "not supported")):
+        result = run(tmp_path, made_rows(values), pairs=(pair,))
+        assert verdict(result.answers[0].comparison, higher_is_better=True) == held
+        assert result.answers[0].verdict == "undecided"
+        assert "undecided. a has no value in 1 study in which b has one." in result.sentences[0]
+        assert "in the studies that both have (" in result.sentences[0]
+    values["b"]["ET", "dice"][3] = None
+    assert run(tmp_path, made_rows(values)).answers[0].verdict == "supported"
 
 
 def test_without_metrics_the_usual_ones_are_taken_and_regions_keep_their_order(tmp_path):
@@ -306,16 +329,31 @@ def test_the_command_prints_sentences_and_page_or_json(tmp_path, capsys):
     table, out = write_table(tmp_path / "scores.csv", made_rows(values)), tmp_path / "out"
     compare_command([table], out, metrics="dice", regions="ET, WT", pair=["b:a"])
     shown = capsys.readouterr().out.splitlines()
-    assert [text[:14] for text in shown[:-1]] == ["ET: b has a me", "WT: b has a me"]
+    assert [text[:14] for text in shown[:-2]] == ["ET: b has a me", "WT: b has a me"]
+    assert shown[-2].startswith("0 of 2 comparisons decide")
     assert shown[-1] == str(out / "compare.html")
     compare_command([table], out, metrics="dice", regions="WT")
-    assert [text[:14] for text in capsys.readouterr().out.splitlines()[:-1]] == ["WT: a has a me"]
+    assert [text[:14] for text in capsys.readouterr().out.splitlines()[:-2]] == ["WT: a has a me"]
     compare_command([table], out, baseline="a", json=True)
     told = json.loads(capsys.readouterr().out)
     assert [(c["a"], c["b"], c["region"]) for c in told["comparisons"]] == [("b", "a", r) for r in ("ET", "WT")] * 2
     assert told["comparisons"][0]["p_holm"] == pytest.approx(float(lines_of(out)[0]["p_holm"]), rel=1e-5)
     compare_command([table], out, quiet=True)
     assert capsys.readouterr().out == ""
+
+
+def test_of_many_comparisons_that_nobody_asked_for_the_command_prints_those_that_decide(tmp_path, capsys):
+    values = random_values(("a", "b", "c", "d"), studies=12)
+    values["d"] = {
+        (region, name): [v + (0.3 if name == "dice" else -3.0) for v in column]
+        for (region, name), column in values["d"].items()
+    }
+    table = write_table(tmp_path / "scores.csv", made_rows(values))
+    compare_command([table], tmp_path / "out")
+    shown = capsys.readouterr().out.splitlines()
+    assert 0 < len(shown) - 2 < 24
+    assert all(" better." in text or " worse." in text for text in shown[:-2])
+    assert shown[-2] == f"{len(shown) - 2} of 24 comparisons decide; all are on the page"
 
 
 def lines_of(out: Path):

@@ -7,16 +7,25 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
 from studies import small_pairs
 
 from gliomap import scoring
+from gliomap.calibration import calibrate
+from gliomap.classes import region_mask
+from gliomap.data.datasets import find_studies
+from gliomap.engines import load_engine
 from gliomap.errors import InputError, UsageError
 from gliomap.evaluate import EvaluateOptions, evaluate, summarise
-from gliomap.files import read_json
+from gliomap.files import json_bytes, read_json, sha256, write_file
+from gliomap.model_file import load_model, save_model
 from gliomap.phantom import PhantomOptions, phantom
 from gliomap.rows import CALIBRATION_METRICS, PROTOCOL_METRICS
 from gliomap.segment import SegmentOptions, segment
+from gliomap.segmenter import Segmenter
+
+DEFAULT = Path(scoring.__file__).parent / "weights" / "default.safetensors"
 
 
 def _phantoms(folder: Path, layout: str = "brats2021", studies: int = 2, kind: str | None = None) -> list[str]:
@@ -211,12 +220,18 @@ def test_the_middle_slice_alone_can_be_scored(tmp_path: Path) -> None:
 
 def test_a_models_probabilities_are_measured_too(tmp_path: Path) -> None:
     _phantoms(tmp_path / "data", studies=1)
-    model = Path(scoring.__file__).parent / "weights" / "default.safetensors"
-    result = _evaluate(model, tmp_path / "data", tmp_path / "s.csv", metrics=("dice", *CALIBRATION_METRICS), name="it")
+    result = _evaluate(
+        DEFAULT, tmp_path / "data", tmp_path / "s.csv", metrics=("dice", *CALIBRATION_METRICS), name="it"
+    )
     values = {(r.region, r.metric): r.value for r in result.rows}
+    model, (study,) = load_model(DEFAULT), find_studies(tmp_path / "data")
+    volume, truth = study.read(model.recipe.modalities)[0], study.read_classes()[0]
+    shown = Segmenter(model.recipe, *load_engine(model, "cpu")).with_probabilities(volume)[1]
+    brain = volume.with_array((volume.array != 0).any(0)).placed_on(shown).array[0]
     for region in ("ET", "TC", "WT"):
-        assert 0 < values[region, "brier"] < values[region, "ece"] + 0.2
-        assert sum(values[region, m] for m in CALIBRATION_METRICS if m.startswith("conf")) == pytest.approx(1, abs=1e-4)
+        probability = model.recipe.target.region_probability(shown.array, region)
+        expected = calibrate(probability, region_mask(truth.placed_on(shown).array[0], region), brain)
+        assert {m: values[region, m] for m in CALIBRATION_METRICS} == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert {r.model for r in result.rows} == {"it"}
 
 
@@ -315,6 +330,16 @@ def test_what_failed_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (result.continued, result.failed) == (0, {})
 
 
+def _lines(folder: Path) -> int:
+    """How many studies the journal in a folder has."""
+    return sum(path.read_bytes().count(b"\n") for path in folder.glob("s.csv.*.part.jsonl"))
+
+
+def _wait_for_lines(run: subprocess.Popen, folder: Path, count: int) -> None:
+    while run.poll() is None and _lines(folder) < count:
+        time.sleep(0.002)
+
+
 COMMAND = [sys.executable, "-m", "gliomap", "evaluate", "data", "data", "--match", "{study}/pred_{model}.nii.gz", "-o"]
 
 
@@ -322,12 +347,10 @@ def test_a_hundred_pairs_take_no_more_memory_than_ten_and_a_kill_loses_no_finish
     small_pairs(tmp_path / "data", 100, models=("a",), repeat=10)
     small_pairs(tmp_path / "few" / "data", 10, models=("a",))
     run = subprocess.Popen([*COMMAND, "s.csv", "--jobs", "1"], cwd=tmp_path, stdout=subprocess.DEVNULL)
-    journal = tmp_path / "s.part.jsonl"
-    while run.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < 31):
-        time.sleep(0.002)
-    os.kill(run.pid, signal.SIGKILL)
-    assert run.wait() == -signal.SIGKILL
-    finished = journal.read_bytes().count(b"\n") - 1
+    _wait_for_lines(run, tmp_path, 30)
+    run.kill()
+    run.wait()
+    finished = _lines(tmp_path)
     assert 30 <= finished < 100
     subprocess.run([*COMMAND, "s.csv", "--jobs", "1"], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
     assert read_json(tmp_path / "s.run.json")["continued"] == finished
@@ -351,3 +374,123 @@ finally:
 """
     shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "HEAVY []" in shown.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
+def test_ctrl_c_keeps_what_several_processes_have_finished_and_says_one_line(tmp_path: Path) -> None:
+    small_pairs(tmp_path / "data", 100, models=("a",), repeat=10)
+    command = [*COMMAND, "s.csv", "--jobs", "2"]
+    run = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    _wait_for_lines(run, tmp_path, 4)
+    os.killpg(run.pid, signal.SIGINT)
+    _, told = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert told.decode().count("\n") == 1
+    assert 4 <= _lines(tmp_path) < 100
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are counted in /proc")
+def test_no_process_outlives_the_one_that_asked(tmp_path: Path) -> None:
+    small_pairs(tmp_path / "data", 100, models=("a",), repeat=10)
+    run = subprocess.Popen([*COMMAND, "s.csv", "--jobs", "2"], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    _wait_for_lines(run, tmp_path, 2)
+    workers = psutil.Process(run.pid).children(recursive=True)
+    assert len(workers) >= 2
+    run.kill()
+    run.wait()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert alive == []
+
+
+def test_what_is_recorded_is_what_was_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (study,) = small_pairs(tmp_path / "data", 1, models=("a",))
+    prediction = tmp_path / "data" / study / "pred_a.nii.gz"
+    before, honest = sha256(prediction), scoring._measure
+
+    def changed(*others):
+        rows = honest(*others)
+        prediction.write_bytes(b"other")
+        return rows
+
+    monkeypatch.setattr(scoring, "_measure", changed)
+    _table(tmp_path / "data", tmp_path / "s.csv", labels="brats2021")
+    inputs = read_json(tmp_path / "s.run.json")["inputs"][study]
+    assert inputs["prediction of a"] == before
+    assert inputs["labels of the prediction of a"].startswith("brats2021")
+
+
+def test_a_truth_that_cannot_be_understood_is_not_blamed_on_the_prediction(tmp_path: Path) -> None:
+    _phantoms(tmp_path / "data", "brats2023", studies=1)
+    (truth,) = (tmp_path / "data").rglob("*seg.nii.gz")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "x_seg.nii.gz").write_bytes(truth.read_bytes())
+    (tmp_path / "labels" / "x_pred.nii.gz").write_bytes(truth.read_bytes())
+    patterns = {"match": "{study}_pred.nii.gz", "match_truth": "{study}_seg.nii.gz"}
+    folder = tmp_path / "labels"
+    with pytest.raises(InputError, match=r"x: truth: .*--truth-labels NAME"):
+        _evaluate(folder, folder, tmp_path / "s.csv", labels="brats2023", **patterns)
+    _evaluate(folder, folder, tmp_path / "s.csv", labels="brats2023", truth_labels="brats2023", **patterns)
+
+
+def test_a_class_that_the_label_values_do_not_have_is_not_scored(tmp_path: Path) -> None:
+    small_pairs(tmp_path / "data", 1, models=("a",))
+    data, match = tmp_path / "data", "{study}/pred_{model}.nii.gz"
+    result = _evaluate(data, data, tmp_path / "s.csv", match=match, regions=("ET", "RC"))
+    assert {r.region for r in result.rows} == {"ET"}
+    assert any("RC is not scored" in text for text in result.warnings)
+    changes = {"labels": "1=NCR,2=ED,4=RC", "truth_labels": "1=NCR,2=ED,4=RC"}
+    rows = list(_evaluate(data, data, tmp_path / "s.csv", match=match, regions=("RC",), **changes).rows)
+    assert {r.status for r in rows} == {"ok"}
+
+
+def test_the_truth_scored_against_itself_is_said(tmp_path: Path) -> None:
+    small_pairs(tmp_path / "data", 2)
+    data = tmp_path / "data"
+    assert any("is the truth itself" in text for text in _evaluate(data, data, tmp_path / "t.csv").warnings)
+
+
+def test_studies_that_trained_the_model_or_chose_its_weights_are_said(tmp_path: Path) -> None:
+    ids = _phantoms(tmp_path / "data", "brats2023", studies=3)
+    model = load_model(DEFAULT)
+    other_visit = f"{ids[1].removesuffix('-000')}-001"
+    card = model.card | {"training_studies": [ids[0]], "validation_studies": [other_visit, "elsewhere"]}
+    save_model(tmp_path / "m.safetensors", model.recipe, model.weights, card)
+    warnings = _evaluate(tmp_path / "m.safetensors", tmp_path / "data", tmp_path / "s.csv").warnings
+    assert [text for text in warnings if "no test of it" in text] == [
+        f"{ids[0]} of 3 trained this model: their scores are no test of it",
+        f"{ids[1]} of 3 chose its weights: their scores are no test of it",
+    ]
+
+
+def test_another_model_of_the_same_name_is_not_answered_with_the_first_ones_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _phantoms(tmp_path / "data", studies=3)
+    model, path = load_model(DEFAULT), tmp_path / "m.safetensors"
+    save_model(path, model.recipe, model.weights, model.card)
+    honest, seen = scoring.score, []
+
+    def until(task, *others, **more):
+        seen.append(task)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return honest(task, *others, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "score", until)
+        with pytest.raises(KeyboardInterrupt):
+            _evaluate(path, tmp_path / "data", tmp_path / "s.csv", name="it")
+    save_model(path, model.recipe, {name: array * 0 for name, array in model.weights.items()}, model.card)
+    result = _evaluate(path, tmp_path / "data", tmp_path / "s.csv", name="it")
+    assert result.continued == 0
+    assert read_json(tmp_path / "s.run.json")["predictions_sha256"] == sha256(path)
+
+
+def test_label_maps_of_a_model_that_knows_one_region_are_scored_by_it_alone(tmp_path: Path) -> None:
+    (study,) = small_pairs(tmp_path / "data", 1, models=("a",))
+    write_file(tmp_path / "maps" / f"{study}.nii.gz", (tmp_path / "data" / study / "pred_a.nii.gz").read_bytes())
+    write_file(tmp_path / "maps" / "run.json", json_bytes({"verb": "other", "model": {"regions": ["WT"]}}))
+    rows = _evaluate(tmp_path / "maps", tmp_path / "data", tmp_path / "s.csv").rows
+    assert {r.region for r in rows} == {"WT"}

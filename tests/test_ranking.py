@@ -54,6 +54,17 @@ def test_missing_values_rank_worst_and_tie():
     assert friedman(distances, higher_is_better=False).mean_ranks == pytest.approx([1.25, 1.75, 3])
 
 
+def test_what_is_correctly_empty_ranks_best_and_ties():
+    best = math.inf
+    scores = [[best, best, 1.0], [best, 0.9, NAN], [0.2, 0.9, 0.9]]
+    expected = np.mean([[1.5, 1.5, 3], [1, 2, 3], [3, 1.5, 1.5]], axis=0)
+    assert friedman(scores).mean_ranks == pytest.approx(expected)
+    assert ranking(np.array(scores)[..., None], [True], resamples=10).mean_ranks == pytest.approx(expected)
+    distances = -np.array(scores)
+    assert friedman(distances, higher_is_better=False).mean_ranks == pytest.approx(expected)
+    assert ranking(distances[..., None], [False], resamples=10).mean_ranks == pytest.approx(expected)
+
+
 def test_friedman_of_degenerate_tables():
     tied = friedman([[0.5] * 4, [NAN] * 4])
     assert (tied.statistic, tied.p, tied.mean_ranks.tolist()) == (0, 1, [2.5] * 4)

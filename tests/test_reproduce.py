@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,10 @@ import torch
 from recipes.test_contract import tiny
 
 from gliomap.data.datasets import find_studies
+from gliomap.data.rounds import Rounds
 from gliomap.engines import load_engine
 from gliomap.errors import InputError, Interrupted, UsageError
-from gliomap.files import json_bytes, write_file
+from gliomap.files import json_bytes, read_json, write_file
 from gliomap.model_file import load_model
 from gliomap.phantom import PhantomOptions, phantom
 from gliomap.recipes import RECIPES
@@ -102,7 +102,8 @@ def test_measured_is_the_mean_of_the_scores_beside_the_published_number(done):
     assert (found["published"], found["unit"], found["studies"]) == ("90.07", "%", "4")
     assert float(found["measured_minus_published"]) == pytest.approx(float(found["measured"]) - 90.07, abs=1e-3)
     assert (found["patches_trained"], found["patches_of_recipe"]) == ("4", "134000")
-    assert found["remark"] == "not comparable: --set changed the recipes"
+    why = "not comparable: --set changed the recipes, 2 folds and not 5, 4 of 4 studies are phantoms"
+    assert found["remark"] == why
 
 
 def test_only_the_rows_asked_for_and_their_claims(done):
@@ -250,7 +251,7 @@ def test_what_rows_start_from_is_trained_once_and_a_hold_out_scores_who_validate
     assert {(x["patches_trained"], x["patches_of_recipe"]) for x in late} == {("", "")}  # nothing of it is trained
     assert len({x["recipe"] for x in lines(tmp_path)}) == 3
     assert {"dual_fusion_dynunet", "dual_fusion_segresnet"} <= {x["worse"] for x in lines(tmp_path, "claims.csv")}
-    assert "Every row had its recipe's whole training" in result.reproduction.statement[0]
+    assert result.reproduction.statement[2] == "What differs: 4 of 4 studies are phantoms."
 
 
 def test_a_start_that_the_time_limit_cut_serves_its_row_and_the_rows_that_begin_with_it(
@@ -394,6 +395,44 @@ def test_a_row_that_cannot_be_run_does_not_end_the_table(data, tmp_path, monkeyp
     assert all(x["measured"] for x in lines(tmp_path) if x["recipe"] == "cga_unet_baseline")
 
 
+def test_time_that_a_row_took_before_it_failed_is_spent(data, tmp_path, monkeypatch):
+    pretended = Pretended(monkeypatch)
+
+    def unscorable(asked):
+        raise RuntimeError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reproduction, "evaluate", unscorable)
+        with pytest.raises(InputError, match=r"unexpected RuntimeError.*CUDA out of memory"):
+            reproduce(options(data, tmp_path, max_time_s=100.0))
+    assert sum(limit for _, _, limit, _ in pretended.calls) <= 100.0
+
+
+def test_the_least_trained_fold_counts_and_a_cut_start_makes_no_whole_training(data, tmp_path, monkeypatch):
+    pretended = Pretended(monkeypatch, needs=10.0)
+    reproduce(options(data, tmp_path))
+    place = tmp_path / "rows" / "fold1" / "cga_unet_intra" / "run.json"
+    run = read_json(place)
+    write_file(place, json_bytes(run | {"patches": 3}))
+    row = next(x for x in lines(reproduce(options(data, tmp_path)).page.parent) if x["recipe"] == "cga_unet_intra")
+    assert row["patches_trained"] == "3"
+    folders = [tmp_path / "rows" / f"fold{n}" / "cga_unet_intra" for n in range(2)]
+    rounds = Rounds((("a",), ("b",)), (("a",), ("b",)), "", {})
+    assert reproduction._collected("cga_unet_intra", folders, rounds).whole
+    write_file(place, json_bytes(run | {"starts_from": {"x": {"ended": "time limit reached"}}}))
+    assert not reproduction._collected("cga_unet_intra", folders, rounds).whole
+    assert len(pretended.calls) == 4
+
+
+def test_a_training_by_another_recipe_of_that_name_is_not_taken_for_this_one(done, tmp_path, data):
+    shutil.copytree(done[0], tmp_path / "copy")
+    for place in (tmp_path / "copy").rglob("cga_unet_baseline/recipe.json"):
+        write_file(place, json_bytes(read_json(place) | {"source": "another version"}))
+    result = reproduce(options(data, tmp_path / "copy"))
+    assert list(result.failed) == ["cga_unet_baseline"]
+    assert "another recipe of that name" in result.failed["cga_unet_baseline"]
+
+
 def test_a_table_of_which_nothing_runs_fails(data, tmp_path, monkeypatch):
     Pretended(monkeypatch, broken=("cga_unet_intra", "cga_unet_baseline"))
     with pytest.raises(
@@ -402,25 +441,63 @@ def test_a_table_of_which_nothing_runs_fails(data, tmp_path, monkeypatch):
         reproduce(options(data, tmp_path))
 
 
-def test_a_whole_run_says_that_it_is_one_and_what_it_is_comparable_with(data, tmp_path, monkeypatch):
+@pytest.fixture(name="patients")
+def _patients(data, tmp_path):
+    """A phantom under the names of 5 patients, one of whom was examined twice."""
+    first = find_studies(data)[0].label.path.parent
+    for study in (*(f"BraTS-GLI-{n:05d}-000" for n in range(5)), "BraTS-GLI-00002-001"):
+        for file in first.iterdir():
+            target = tmp_path / "patients" / study / file.name.replace(first.name, study)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target)
+    return tmp_path / "patients"
+
+
+def test_a_whole_run_says_that_it_is_one_and_what_it_is_comparable_with(patients, tmp_path, monkeypatch):
     Pretended(monkeypatch, needs=134_000.0)
-    result = reproduce(options(data, tmp_path, settings=()))
+    whole = {"settings": (), "folds": None}
+    result = reproduce(options(patients, tmp_path, **whole))
     assert "Every row had its recipe's whole training" in result.reproduction.statement[0]
     assert lines(tmp_path)[0]["remark"].startswith("comparable only as far as the data are BraTS 2019")
-    cut = reproduce(options(data, tmp_path / "cut", settings=(), max_time_s=8.0))
+    cut = reproduce(options(patients, tmp_path / "cut", **whole, max_time_s=8.0))
     assert "This is not the paper's experiment" in cut.reproduction.statement[0]
     assert lines(tmp_path / "cut")[0]["remark"] == "not comparable: the training was cut short"
-    few = reproduce(options(data, tmp_path / "few", settings=(), studies=3))
-    assert lines(tmp_path / "few")[0]["remark"] == "not comparable: 3 patients only"
+    few = reproduce(options(patients, tmp_path / "few", settings=(), folds=3, studies=3))
+    assert lines(tmp_path / "few")[0]["remark"] == "not comparable: 3 patients only, 3 folds and not 5"
+    assert "This is not the paper's experiment" in few.reproduction.statement[0]
     assert len(few.reproduction.facts["Studies"]) == 1
-    assert replace(result.reproduction.lines[0], remark="") != result.reproduction.lines[0]
+
+
+def test_several_studies_of_a_patient_are_warned_of(patients, tmp_path, monkeypatch):
+    Pretended(monkeypatch, needs=1.0)
+    result = reproduce(options(patients, tmp_path, folds=None))
+    assert result.reproduction.warnings[0].startswith(
+        "1 of 5 scored patients, such as BraTS-GLI-00002, have several studies"
+    )
+    assert "warning: 1 of 5 scored patients" in (tmp_path / "reproduction.html").read_text()
+
+
+def test_folds_of_which_two_share_a_patient_are_refused_before_anything_runs(patients, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduction, "train", never)
+    ids = [s.id for s in find_studies(patients)]
+    apart = [i for i in ids if i != "BraTS-GLI-00002-001"]
+    names = dict.fromkeys(apart, "a") | {apart[0]: "b"}
+    for content in ({"folds": [apart, ["BraTS-GLI-00002-001"]]}, {"folds": [apart[:2], apart[2:]], "patients": names}):
+        (tmp_path / "own.json").write_text(json.dumps(content))
+        with pytest.raises(InputError, match="in more than one fold"):
+            reproduce(options(patients, tmp_path / "out", folds=tmp_path / "own.json"))
+        assert not (tmp_path / "out").exists()
 
 
 def test_folds_of_a_file_are_those_that_train(data, tmp_path, monkeypatch):
     Pretended(monkeypatch, needs=1.0)
     ids = [s.id for s in find_studies(data)]
     folds = tmp_path / "own.json"
-    folds.write_text(json.dumps({"folds": [ids[:1], ids[1:3], ids[3:]]}))
-    reproduce(options(data, tmp_path / "out", folds=folds))
-    assert json.loads((tmp_path / "out" / "folds.json").read_text())["folds"] == [ids[:1], ids[1:3], ids[3:]]
-    assert {p.name for p in (tmp_path / "out" / "rows").iterdir()} == {"fold0", "fold1", "fold2"}
+    names = {ids[1]: "one", ids[2]: "one"}
+    folds.write_text(json.dumps({"folds": [ids[:1], ids[1:3]], "patients": names}))
+    result = reproduce(options(data, tmp_path / "out", folds=folds, settings=()))
+    written = json.loads((tmp_path / "out" / "folds.json").read_text())
+    assert written["folds"] == [ids[:1], ids[1:3]]
+    assert written["patients"] == {ids[0]: find_studies(data)[0].patient} | names
+    assert "1 of 4 studies are in no fold, 3 of 3 studies are phantoms" in result.reproduction.statement[2]
+    assert {p.name for p in (tmp_path / "out" / "rows").iterdir()} == {"fold0", "fold1"}

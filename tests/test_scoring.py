@@ -24,7 +24,7 @@ def test_every_task_is_scored_once_whatever_the_number_of_processes(tmp_path, jo
     tasks = tasks_of(tmp_path, 5)
     scored = list(score_all(tasks, QUESTION, None, jobs))
     assert sorted(task.truth.id for task, _ in scored) == [task.truth.id for task in tasks]
-    for task, (rows, failed, _) in scored:
+    for task, (_, rows, failed, _) in scored:
         assert failed == {}
         assert {(r.study, r.region, r.metric) for r in rows} == {
             (task.truth.id, region, m) for region in REGIONS for m in DEFAULT_METRICS
@@ -53,11 +53,20 @@ def test_no_more_tasks_are_taken_than_there_are_processes_to_do_them(tmp_path):
 
 def test_files_are_hashed_and_one_that_cannot_be_read_says_why(tmp_path):
     (task,) = tasks_of(tmp_path, 1)
-    before = task.inputs_sha256()
+    before = task.inputs()
     assert set(before) == {"truth", "prediction of a"}
     assert all(len(digest) == 64 for digest in before.values())
     task.truth.label.path.write_bytes(b"other")
-    after = task.inputs_sha256()
+    after = task.inputs()
     assert [name for name in before if before[name] != after[name]] == ["truth"]
     task.truth.label.path.unlink()
-    assert "No such file" in task.inputs_sha256()["truth"]
+    assert "No such file" in task.inputs()["truth"]
+
+
+def test_what_is_finished_when_ctrl_c_comes_is_given_before_it_ends(tmp_path):
+    scored = score_all(tasks_of(tmp_path, 6), QUESTION, None, 2)
+    next(scored)
+    given = [scored.throw(KeyboardInterrupt)]
+    with pytest.raises(KeyboardInterrupt):
+        given += scored
+    assert given  # the two that were running, at least

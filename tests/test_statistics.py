@@ -17,7 +17,6 @@ from gliomap.statistics import (
     EXACT_WILCOXON,
     FLIPS,
     TESTS,
-    PairedComparison,
     adjusted,
     bca_interval,
     cohen_dz,
@@ -29,7 +28,6 @@ from gliomap.statistics import (
     permutation_of_columns,
     rank_biserial,
     smallest_p,
-    verdict,
     wilcoxon,
 )
 
@@ -357,44 +355,3 @@ def test_adjusted_is_holm_over_all():
     assert [c.p_holm for c in found] == pytest.approx(holm([c.p for c in comparisons]), nan_ok=True)
     assert math.isnan(found[1].p_holm)
     assert [c.p for c in found] == pytest.approx([c.p for c in comparisons], nan_ok=True)
-
-
-def compared(low, high, p_holm):
-    rest = dict.fromkeys(PairedComparison.__dataclass_fields__, 0.0)
-    return PairedComparison(**rest | {"low": low, "high": high, "p_holm": p_holm})
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "p_holm", "gain", "expected"),
-    [
-        (0.01, 0.05, 0.01, None, "supported"),
-        (0.01, 0.05, 0.01, 0.2, "supported"),  # better, even if by less than claimed
-        (0.01, 0.05, 0.05, None, "undecided"),  # p is not below alpha
-        (0.01, 0.05, math.nan, None, "undecided"),  # never adjusted
-        (0.01, 0.05, 0.2, 0.1, "undecided"),  # excludes the gain, but not some gain
-        (0.00, 0.05, 0.01, None, "undecided"),
-        (-0.01, 0.05, 0.01, None, "undecided"),
-        (-0.01, 0.05, 0.3, 0.04, "undecided"),
-        (-0.01, 0.05, 0.3, 0.05, "undecided"),
-        (-0.01, 0.05, 0.3, 0.06, "not supported"),
-        (0.00, 0.05, 0.3, 0.06, "not supported"),
-        (-0.05, 0.00, 0.3, None, "undecided"),
-        (-0.05, -0.01, 0.3, None, "not supported"),
-        (-0.05, -0.01, 0.01, 0.02, "not supported"),
-        (math.nan, math.nan, math.nan, 0.02, "undecided"),
-    ],
-)
-def test_verdict(low, high, p_holm, gain, expected):
-    assert verdict(compared(low, high, p_holm), True, gain) == expected
-    assert verdict(compared(-high, -low, p_holm), False, gain) == expected
-
-
-def test_verdict_takes_its_alpha():
-    assert verdict(compared(0.01, 0.05, 0.03), True, alpha=0.01) == "undecided"
-    assert verdict(compared(0.01, 0.05, 0.08), True, alpha=0.1) == "supported"
-
-
-@pytest.mark.parametrize("gain", [0.0, -0.1, math.nan])
-def test_a_claimed_gain_is_positive(gain):
-    with pytest.raises(UsageError, match="more than 0"):
-        verdict(compared(0.01, 0.05, 0.01), True, gain)

@@ -48,6 +48,11 @@ class Convention:
     evidence: str
     doubt: str = ""
 
+    @property
+    def classes(self) -> frozenset[int]:
+        """The classes that it has a value for."""
+        return frozenset(tissue for _, tissue in self.values)
+
     def decode(self, labels: Array) -> Array:
         """File values -> class map (uint8, same shape).
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from gliomap.data.study import Study
 from gliomap.errors import InputError, UsageError
 from gliomap.files import json_bytes, read_json, sha256, write_files
 from gliomap.journal import Journal
+from gliomap.machine import cores
 from gliomap.manifest import RunRecord, plain
 from gliomap.model_file import load_model
 from gliomap.progress import progress_bar
@@ -44,7 +45,7 @@ class EvaluateOptions:
     the model's name in the rows. ``match`` and ``match_truth`` are patterns that say where label maps lie (see
     `predictions_by_pattern`). ``studies``: the ids of those to score, where not all. ``slices`` ``middle`` scores the middle
     axial slice only. ``labels`` and ``truth_labels`` say what values mean where nothing else does. ``jobs``: processes that
-    score label maps; a model uses all cores by itself.
+    score label maps, None as many as there are cores; a model uses all cores by itself.
     """
 
     predictions: Path
@@ -60,7 +61,7 @@ class EvaluateOptions:
     slices: Slices = "all"
     labels: str | None = None
     truth_labels: str | None = None
-    jobs: int = 1
+    jobs: int | None = 1
     device: str = "auto"
     quiet: bool = False
 
@@ -105,7 +106,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
     """
     _check(options)
     record = RunRecord("evaluate", options)
-    segmenter, models, tasks = _predictor(options, _studies(options))
+    segmenter, models, tasks, cautioned = _predictor(options, _studies(options))
     regions = tuple(r for r in options.regions if _tells(options.predictions, segmenter, r))
     if not regions:
         raise UsageError(f"{options.predictions} cannot tell {', '.join(options.regions)}: ask for other --regions")
@@ -113,14 +114,15 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
     if options.slices != "all":
         metrics = tuple(m for m in metrics if _of_slices(m))
     question = Question(models, regions, metrics, options.protocol, options.slices)
-    with Journal(options.output.with_name(f"{options.output.stem}.part.jsonl"), _all_of(options, question)) as journal:
+    jobs = options.jobs or (1 if _is_model(options.predictions) else cores())
+    with Journal(options.output, _all_of(options, question)) as journal:
         done = {task.truth.id for task in tasks if _is_done(journal, task)}
         with progress_bar("scoring", len(tasks), quiet=options.quiet) as bar:
             bar.advance(len(done))
             left = [task for task in tasks if task.truth.id not in done]
-            for task, (rows, failed, odd) in score_all(left, question, segmenter, options.jobs):
-                entry = {"inputs": task.inputs_sha256(), "rows": [list(vars(row).values()) for row in rows]}
-                journal.add(task.truth.id, entry | {"failed": failed, "odd": odd})
+            for task, scores in score_all(left, question, segmenter, jobs):
+                rows = [list(vars(row).values()) for row in scores.rows]
+                journal.add(task.truth.id, scores._asdict() | {"rows": rows})
                 bar.say(task.truth.id)
                 bar.advance()
         failed, warnings = _told(journal, tasks, models)
@@ -128,8 +130,11 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
             journal.remove()
             first, why = next(iter(failed.items()))
             raise InputError(f"none of the {len(tasks)} studies can be scored; the first, {first}: {why}")
-        warnings = [f"reproduction: {text}" for text in _cautions(segmenter, question)] + warnings
-        result = EvaluateResult(options.output, models, len(tasks), len(done), failed, warnings)
+        if "hd95_all_voxels" in metrics:
+            cautioned.append(
+                "reproduction: hd95_all_voxels is no surface distance; where masks overlap it is smaller than hd95"
+            )
+        result = EvaluateResult(options.output, models, len(tasks), len(done), failed, cautioned + warnings)
         _write(record, options, result, journal, tasks)
         journal.remove()
     return result
@@ -161,8 +166,8 @@ def _check(options: EvaluateOptions) -> None:
     unknown = [r for r in options.regions if r not in PARTS]
     if unknown or not options.regions:
         raise UsageError(f"no region is called {', '.join(unknown) or 'so'}; expected some of {', '.join(PARTS)}")
-    a_model = options.predictions.suffix == ".safetensors"
-    if a_model and (options.jobs > 1 or options.match or options.match_truth):
+    a_model = _is_model(options.predictions)
+    if a_model and ((options.jobs or 1) > 1 or options.match or options.match_truth):
         raise UsageError(
             "a model reads images and uses all cores by itself; leave out --jobs, --match and --match-truth"
         )
@@ -180,6 +185,10 @@ def _check(options: EvaluateOptions) -> None:
             + "; ".join(f"--protocol {p} defines {', '.join(m for m in names if m in LESION_METRICS)}"
                         for p, names in PROTOCOL_METRICS.items() if p != "plain")
         )  # fmt: skip
+
+
+def _is_model(predictions: Path) -> bool:
+    return predictions.suffix == ".safetensors"
 
 
 def _of_slices(name: str) -> bool:
@@ -205,15 +214,16 @@ def _studies(options: EvaluateOptions) -> list[Study]:
 
 def _predictor(
     options: EvaluateOptions, studies: Sequence[Study]
-) -> tuple[Segmenter | None, tuple[str, ...], list[Task]]:
-    """What segments, if anything does; the names of the models; and one task a study."""
+) -> tuple[Segmenter | None, tuple[str, ...], list[Task], list[str]]:
+    """What segments, if anything does; the names of the models; one task a study; and what to know of the model."""
     path = options.predictions
-    if path.suffix == ".safetensors":
+    if _is_model(path):
         from gliomap.engines import load_engine  # noqa: PLC0415 - torch takes two seconds, and label maps need none
 
         model = load_model(path)
         segmenter = Segmenter(model.recipe, *load_engine(model, options.device))
-        return segmenter, (options.name or model.name,), [Task(study, None) for study in studies]
+        known = [f"reproduction: {text}" for text in cautions(model.recipe)] + _seen_before(model.card, studies)
+        return segmenter, (options.name or model.name,), [Task(study, None) for study in studies], known
     labels = parse_labels(options.labels)
     if options.match is None:
         found = {"": predictions_by_name(path, studies, labels)}
@@ -224,7 +234,34 @@ def _predictor(
     own_name = options.name or path.resolve().name
     named = {model or own_name: maps for model, maps in found.items()}
     tasks = [Task(s, {model: maps[s.id] for model, maps in named.items() if s.id in maps}) for s in studies]
-    return None, tuple(named), tasks
+    return None, tuple(named), tasks, _truths_again(tasks, named)
+
+
+def _truths_again(tasks: Sequence[Task], models: Iterable[str]) -> list[str]:
+    """That the files of a model are the truth's own: an easy slip, whose scores are perfect."""
+    found = []
+    for model in models:
+        same = [
+            t.truth.id
+            for t in tasks
+            if t.truth.label and (t.label_maps or {}).get(model, Study("", {})).label == t.truth.label
+        ]
+        if same:
+            found.append(
+                f"{_listed(same)}: the label map of {model} is the truth itself; say where predictions lie with --match"
+            )
+    return found
+
+
+def _seen_before(card: Mapping[str, Any], studies: Sequence[Study]) -> list[str]:
+    """That some of the studies, or others of their patients, trained the model or chose its weights."""
+    found = []
+    for name, what in (("training_studies", "trained this model"), ("validation_studies", "chose its weights")):
+        patients = {Study(study, {}).patient for study in card.get(name, [])}
+        seen = [study.id for study in studies if study.patient in patients]
+        if seen:
+            found.append(f"{_listed(seen)} of {len(studies)} {what}: their scores are no test of it")
+    return found
 
 
 def _tells(predictions: Path, segmenter: Segmenter | None, region: str) -> bool:
@@ -236,13 +273,6 @@ def _tells(predictions: Path, segmenter: Segmenter | None, region: str) -> bool:
         return region in told or (region not in REGIONS and set(REGIONS) <= set(told))
     except (InputError, LookupError, TypeError):
         return True
-
-
-def _cautions(segmenter: Segmenter | None, question: Question) -> list[str]:
-    found = [] if segmenter is None else cautions(segmenter.recipe)
-    if "hd95_all_voxels" in question.metrics:
-        found.append("hd95_all_voxels is no surface distance; where masks overlap it is smaller than hd95")
-    return found
 
 
 def _all_of(options: EvaluateOptions, question: Question) -> dict[str, Any]:
@@ -257,7 +287,7 @@ def _all_of(options: EvaluateOptions, question: Question) -> dict[str, Any]:
 def _is_done(journal: Journal, task: Task) -> bool:
     """Whether an earlier run scored these very files, and nothing failed."""
     study = task.truth.id
-    return study in journal and not journal[study]["failed"] and journal[study]["inputs"] == task.inputs_sha256()
+    return study in journal and not journal[study]["failed"] and journal[study]["inputs"] == task.inputs()
 
 
 def _told(journal: Journal, tasks: Sequence[Task], models: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -281,11 +311,9 @@ def _write(
 ) -> None:
     """The table and the record of the run, both or neither."""
     outcome: dict[str, Any] = {"models": result.models, "continued": result.continued, "failed": result.failed}
-    outcome |= {"warnings": result.warnings, "inputs_sha256": {}}
-    for task in tasks:
-        outcome["inputs_sha256"][task.truth.id] = journal[task.truth.id]["inputs"]
+    outcome |= {"warnings": result.warnings, "inputs": {t.truth.id: journal[t.truth.id]["inputs"] for t in tasks}}
     if options.predictions.is_file():
         outcome["predictions_sha256"] = sha256(options.predictions)
     rows = (Row(*line) for task in tasks for line in journal[task.truth.id]["rows"])
-    record_path = options.output.with_name(f"{options.output.stem}.run.json")
+    record_path = options.output.with_name(f"{options.output.name.removesuffix('.csv')}.run.json")
     write_files({options.output: csv_lines(rows), record_path: json_bytes(record.content(**outcome))})

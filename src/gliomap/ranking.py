@@ -25,7 +25,8 @@ class Friedman:
 def friedman(values: ArrayLike, higher_is_better: bool = True) -> Friedman:
     """Whether any of K models differs from the rest: values (N studies, K models), NaN where missing.
 
-    A missing value ranks worst, several of them tied. Ties are corrected for; all tied gives p = 1, no study NaN.
+    A missing value ranks worst, several of them tied; an infinitely good one is what is correctly empty. Ties are corrected
+    for; all tied gives p = 1, no study NaN.
 
     Raises:
         InputError: the values are no table.
@@ -97,7 +98,8 @@ class Ranking:
 def ranking(values: ArrayLike, higher_is_better: Sequence[bool], seed: int = 0, resamples: int = 10_000) -> Ranking:
     """Rank K models on N studies by C columns (a column is a region and metric): values (N, K, C), NaN where missing.
 
-    In each study and column the models are ranked, ties averaged, missing values worst. These ranks are averaged over
+    In each study and column the models are ranked, ties averaged, missing values worst and infinitely good ones, that is,
+    what is correctly empty, best. These ranks are averaged over
     the columns and then over the studies. How stable that is, a bootstrap over the studies tells.
 
     Raises:
@@ -131,7 +133,7 @@ def ranking(values: ArrayLike, higher_is_better: Sequence[bool], seed: int = 0, 
 
 
 def _ranks(table: Array, higher_is_better: bool) -> Array:
-    """Rank within each row of (N, K); 1 is best, ties averaged, NaN worst."""
+    """Rank within each row of (N, K); 1 is best, ties averaged, NaN worst, infinities as they are."""
     costs = -table if higher_is_better else table
     return stats.rankdata(np.where(np.isnan(costs), np.inf, costs), axis=1)
 

@@ -7,15 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from gliomap.data.datasets import find_studies, parse_labels
-from gliomap.data.rounds import Rounds, cross_validation, draw_patients, hold_out, read_cross_validation
+from gliomap.data.rounds import (
+    Rounds,
+    cross_validation,
+    dependences,
+    draw_patients,
+    hold_out,
+    read_cross_validation,
+    shortfalls,
+)
 from gliomap.data.study import Study
-from gliomap.errors import GliomapError, InputError, Interrupted, UsageError
+from gliomap.errors import InputError, Interrupted, UsageError, reason
 from gliomap.evaluate import EvaluateOptions, evaluate
 from gliomap.files import json_bytes, read_json, sha256, write_file, write_files
 from gliomap.manifest import RunRecord, plain
 from gliomap.plan import check
 from gliomap.recipe import Recipe, with_settings
-from gliomap.recipes import RECIPES
+from gliomap.recipes import RECIPES, find_recipe
 from gliomap.recipes.claims import Claim, claims_of
 from gliomap.recipes.costs import counted
 from gliomap.recipes.definitions import definitions, metrics_of
@@ -82,15 +90,17 @@ def reproduce(options: ReproduceOptions) -> ReproduceResult:
     trained: dict[str, Trained] = {}
     failed: dict[str, str] = {}
     facts: dict[str, str] = {}
+    partial, odd = "", []
     if recipes:
-        rounds, facts = _prepared(options, numbers, recipes)
+        studies = _studies(options)
+        rounds, facts = _prepared(options, studies, numbers, recipes)
+        partial, odd = _partial(options, rounds, studies), dependences(rounds, studies)
         trained, failed = _run(options, numbers, recipes, rounds)
     counts = {n: counted(n, RECIPES[n.recipe]) for n in _sizes(numbers, claims)}
-    partial = _partial(options)
     outcome = Outcome(trained, failed, counts.__getitem__, partial)
     statement = _statement(trained, partial) if recipes else ("Sizes are counted; nothing was trained.",)
     reproduction = Reproduction(
-        table, statement, lines_of(numbers, outcome), judge(claims, outcome), facts, _warnings(trained, failed),
+        table, statement, lines_of(numbers, outcome), judge(claims, outcome), facts, (*odd, *_warnings(trained, failed)),
     )  # fmt: skip
     place = options.output / "reproduction.html"
     contents = {
@@ -135,14 +145,24 @@ def _sizes(numbers: Sequence[Published], claims: Sequence[Claim]) -> set[Publish
     return {n for n in (*numbers, *sides) if n.recipe and n.how == "counted"}
 
 
-def _prepared(
-    options: ReproduceOptions, numbers: Sequence[Published], recipes: dict[str, Recipe]
-) -> tuple[Rounds, dict[str, str]]:
-    """The split of the studies, written down, and what to know about it; refuses an output of another question."""
+def _studies(options: ReproduceOptions) -> list[Study]:
+    """The labelled studies, or those of as many patients as were asked for."""
     if options.data is None:
         raise UsageError(f"{options.table} has rows to train: give DATA, a folder of labelled studies")
-    found = find_studies(options.data, parse_labels(options.labels))
-    studies = [s for s in found if s.label or s.problem]
+    studies = [s for s in find_studies(options.data, parse_labels(options.labels)) if s.label or s.problem]
+    if not studies:
+        raise InputError(f"{options.data} has no study with a label map; a reproduction needs labelled studies")
+    if options.studies is None:
+        return studies
+    if isinstance(options.folds, Path):
+        raise UsageError("--studies draws patients and a folds.json names them; give one of both")
+    return draw_patients(studies, options.studies, options.seed)
+
+
+def _prepared(
+    options: ReproduceOptions, studies: list[Study], numbers: Sequence[Published], recipes: dict[str, Recipe]
+) -> tuple[Rounds, dict[str, str]]:
+    """The split of the studies, written down, and what to know about it; refuses an output of another question."""
     crossed = any(n.how == "cross-validation" for n in numbers)
     rounds = _rounds(options, studies, list(recipes.values()), crossed=crossed)
     used = {i for fold in (*rounds.folds, *rounds.scored) for i in fold}
@@ -156,7 +176,10 @@ def _prepared(
     }
     _refuse_another(options.output / QUESTION, plain(question))
     write_file(options.output / QUESTION, json_bytes(plain(question)))
-    write_file(options.output / FOLDS, json_bytes({"seed": options.seed, "folds": plain(rounds.folds)}))
+    write_file(
+        options.output / FOLDS,
+        json_bytes(plain({"seed": options.seed, "folds": rounds.folds, "patients": rounds.patients})),
+    )
     facts = {"Data": str(options.data), "Studies": str(len(used)), "Split": rounds.remark, "Seed": str(options.seed)}
     facts["Settings"] = ", ".join(options.settings) or "the recipes' own"
     facts["Time for training"] = f"{options.max_time_s:g} s" if options.max_time_s else "not limited"
@@ -176,12 +199,6 @@ def _refuse_another(path: Path, question: dict[str, Any]) -> None:
 
 def _rounds(options: ReproduceOptions, studies: list[Study], recipes: Sequence[Recipe], *, crossed: bool) -> Rounds:
     """Who trains and who is scored, the same for every row."""
-    if not studies:
-        raise InputError(f"{options.data} has no study with a label map; a reproduction needs labelled studies")
-    if options.studies is not None:
-        if isinstance(options.folds, Path):
-            raise UsageError("--studies draws patients and a folds.json names them; give one of both")
-        studies = draw_patients(studies, options.studies, options.seed)
     if crossed:
         if isinstance(options.folds, Path):
             return read_cross_validation(options.folds, studies)
@@ -202,22 +219,23 @@ def _run(
     trained: dict[str, Trained] = {}
     failed: dict[str, str] = {}
     left, spent = len(recipes) * len(rounds.scored), 0.0
-    for name in recipes:
+    for name, recipe in recipes.items():
         folders = []
         for fold, ids in enumerate(rounds.scored):
             folder = options.output / "rows" / f"fold{fold}" / name  # beside the others: there it looks for its starts
             limit = max(((options.max_time_s or math.inf) - spent) / left, 1e-3)
             left -= 1
             try:
-                _train(options, name, folder, fold, limit)
+                _train(options, recipe, folder, fold, limit)
                 _score(options, numbers, folder, ids)
             except Interrupted as error:
                 raise Interrupted("interrupted; everything is saved, and the same command continues") from error
-            except GliomapError as error:  # one bad row never ends a table
-                failed[name] = str(error)
+            except Exception as error:  # one bad row never ends a table
+                failed[name] = reason(error)
                 left -= len(rounds.scored) - fold - 1
                 break
-            spent += training_time_s(folder)
+            finally:
+                spent += training_time_s(folder)
             folders.append(folder)
         if name not in failed:
             trained[name] = _collected(name, folders, rounds)
@@ -227,15 +245,21 @@ def _run(
     return trained, failed
 
 
-def _train(options: ReproduceOptions, name: str, folder: Path, fold: int, limit_s: float) -> None:
+def _train(options: ReproduceOptions, recipe: Recipe, folder: Path, fold: int, limit_s: float) -> None:
     """Begin or continue the training of a recipe, unless it came to its end or used up its time."""
+    written = folder / "recipe.json"
+    if written.exists() and find_recipe(str(written)) != recipe:
+        raise UsageError(
+            f"{folder} holds a training by another recipe of that name, most likely of another version of gliomap; choose "
+            "another place with -o"
+        )
     run = _record(folder / "run.json")
     if run.get("ended") in FINISHED or (run and training_time_s(folder) >= limit_s):
         return
     begun = (folder / CHECKPOINT).exists() or any((folder / STARTS).rglob(CHECKPOINT))
     train(
         TrainOptions(
-            recipe=name,
+            recipe=recipe.name,
             data=options.data or Path(),
             output=folder,
             settings=list(options.settings),
@@ -304,11 +328,11 @@ def _record(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _partial(options: ReproduceOptions) -> str:
+def _partial(options: ReproduceOptions, rounds: Rounds, studies: Sequence[Study]) -> str:
     """What keeps a run from being the paper's experiment, before any training is looked at."""
     found = ["--set changed the recipes"] if options.settings else []
     found += [f"{options.studies} patients only"] if options.studies else []
-    return " and ".join(found)
+    return ", ".join([*found, *shortfalls(rounds, studies, FOLD_COUNT)])
 
 
 def _warnings(trained: dict[str, Trained], failed: dict[str, str]) -> tuple[str, ...]:

@@ -68,7 +68,7 @@ METRICS: dict[str, Metric] = {
     ),
     "lesion_dice": Metric("1", "mean over lesions (brats2023: and false positives), see docs/lesions.md", "higher"),
     "lesion_hd95": Metric("mm", "mean over lesions (brats2023: and false positives), see docs/lesions.md", "lower"),
-    "lesion_nsd_1mm": Metric("1", "mean over lesions (brats2023: and false positives), see docs/lesions.md", "higher"),
+    "lesion_nsd_1mm": Metric("1", "mean over matched lesions, see docs/lesions.md", "higher"),
     "lesions": Metric("1", "lesions of the truth that count", "neither"),
     "lesions_missed": Metric("1", "lesions of the truth that nothing matches", "lower"),
     "lesions_false": Metric("1", "components of the prediction that match no lesion", "lower"),
@@ -114,6 +114,17 @@ def metric(name: str) -> Metric:
         f"no metric is called {name!r}; "
         + (f"near it are {', '.join(near)}" if near else f"expected some of {', '.join(METRICS)}, nsd_1mm")
     )
+
+
+def worst_value(name: str, protocol: str) -> float | None:
+    """What a study that could not be scored counts as under a row's protocol; None where that does not say."""
+    penalty_mm = PENALTY_MM[cast("Protocol", protocol.partition(",")[0])]
+    kind = metric(name)
+    if penalty_mm is None or kind.better == "neither":
+        return None
+    if kind.unit == "mm":
+        return penalty_mm
+    return 0.0 if kind.better == "higher" else None
 
 
 def nsd_tolerance_mm(name: str) -> float | None:

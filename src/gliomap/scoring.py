@@ -1,16 +1,19 @@
 """Scoring one study against its truth, and many of them in several processes: rows, what failed, and what is odd."""
 
 import math
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from signal import SIG_IGN, SIGINT, signal
 from typing import Literal, NamedTuple
 
 from gliomap.calibration import calibrate
-from gliomap.classes import region_mask
+from gliomap.classes import CLASS_NAMES, PARTS, REGIONS, region_mask
 from gliomap.data.study import GRID_TOLERANCE_MM, Study
 from gliomap.errors import InputError, reason
 from gliomap.files import sha256
@@ -41,25 +44,28 @@ class Task(NamedTuple):
     truth: Study
     label_maps: dict[str, Study] | None
 
-    def inputs_sha256(self) -> dict[str, str]:
-        """The SHA-256 of every file that the study's scores depend on; of one that cannot be read, why."""
+    def inputs(self) -> dict[str, str]:
+        """What the study's scores depend on: the SHA-256 of every file, or why it cannot be read, and what label values mean."""
         files = {"truth": self.truth.label}
+        meanings = {"truth": self.truth.convention}
         if self.label_maps is None:
             files |= self.truth.images
         else:
             files |= {f"prediction of {model}": study.label for model, study in self.label_maps.items()}
-        hashes = {}
+            meanings |= {f"prediction of {model}": study.convention for model, study in self.label_maps.items()}
+        found = {f"labels of the {name}": str(convention) for name, convention in meanings.items() if convention}
         for name, file in files.items():
             try:
-                hashes[name] = sha256(file.path) if file else ""
+                found[name] = sha256(file.path) if file else ""
             except OSError as error:
-                hashes[name] = str(error)
-        return hashes
+                found[name] = str(error)
+        return found
 
 
 class Scores(NamedTuple):
-    """What came of one study: its rows, by model why it could not be scored, and what is odd about its files."""
+    """What came of one study: its inputs, its rows, by model why it could not be scored, and what is odd about its files."""
 
+    inputs: dict[str, str]
     rows: list[Row]
     failed: dict[str, str]
     odd: list[str]
@@ -79,11 +85,12 @@ def score_all(
         return
     waiting = iter(tasks)
     running: dict[Future[Scores], Task] = {}
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), signal, (SIGINT, SIG_IGN))  # Ctrl-C is for this process
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _begin_worker)
     try:
         while True:
             for task in waiting:
-                running[pool.submit(score, task, question, threads=1)] = task
+                with _deaf_children():
+                    running[pool.submit(score, task, question, threads=1)] = task
                 if len(running) == 2 * jobs:
                     break
             if not running:
@@ -93,35 +100,74 @@ def score_all(
     except BrokenProcessPool as error:
         raise InputError(
             "a process that scored was killed, most likely for want of memory. What was finished is kept: run the same "
-            "command again with fewer --jobs"
+            "command again with fewer --jobs. In a script of your own, evaluate below: if __name__ == '__main__'"
         ) from error
+    except KeyboardInterrupt:
+        pool.shutdown(cancel_futures=True)
+        yield from ((task, f.result()) for f, task in running.items() if f.done() and not f.cancelled())
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
 
+def _begin_worker() -> None:
+    """Leave Ctrl-C to the process that asked, and end with it, whatever ends it."""
+    signal(SIGINT, SIG_IGN)
+    parent = parent_process()
+
+    def end_with_parent() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes that are begun inside do not hear Ctrl-C from the start; this one does again afterwards."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread is told of Ctrl-C
+        yield
+        return
+    before = signal(SIGINT, SIG_IGN)
+    try:
+        yield
+    finally:
+        signal(SIGINT, before)
+
+
 def score(task: Task, question: Question, segmenter: Segmenter | None = None, threads: int = -1) -> Scores:
     """One study's scores for every model; whatever goes wrong with one of them is in its ``failed``."""
-    study, rows, failed = task.truth.id, list[Row](), dict[str, str]()
+    study, rows, failed, inputs = task.truth.id, list[Row](), dict[str, str](), task.inputs()
     try:
-        truth, _, odd = task.truth.read_classes()
+        truth, convention, odd = task.truth.read_classes()
     except Exception as error:  # one bad study never ends a folder
-        failed = dict.fromkeys(question.models, reason(error))
-        return Scores([failed_row(study, model) for model in failed], failed, [])
+        why = f"truth: {reason(error)}".replace("--labels", "--truth-labels")
+        failed = dict.fromkeys(question.models, why)
+        return Scores(inputs, [failed_row(study, model) for model in failed], failed, [])
     for model in question.models:
         try:
             prediction = _predict(task, model, truth, segmenter)
-            rows += _measure(study, model, prediction, truth, question, threads)
+            known = convention.classes & prediction.told
+            untold = [part for part in question.regions if part not in REGIONS and not set(PARTS[part]) <= known]
+            asked = replace(question, regions=tuple(part for part in question.regions if part not in untold))
+            rows += _measure(study, model, prediction, truth, asked, threads)
             odd = odd + prediction.odd
+            odd += [
+                f"{part} is not scored, since the label values of truth or prediction have no such class"
+                for part in untold
+            ]
         except Exception as error:
             failed[model] = reason(error)
             rows.append(failed_row(study, model))
-    return Scores(rows, failed, list(dict.fromkeys(odd)))
+    return Scores(inputs, rows, failed, list(dict.fromkeys(odd)))
 
 
 class _Prediction(NamedTuple):
-    """A class map and what is odd about it; where a model made it, its probabilities of regions on a part of the grid, too."""
+    """A class map, the classes it can have, and what is odd about it; of a model its probabilities on a part of the grid, too."""
 
     classes: Volume
+    told: frozenset[int]
     odd: list[str]
     probabilities: dict[str, Volume]
     brain: Volume | None
@@ -132,14 +178,16 @@ def _predict(task: Task, model: str, truth: Volume, segmenter: Segmenter | None)
         label_maps = task.label_maps or {}
         if model not in label_maps:
             raise InputError(f"there is no prediction for {task.truth.id}")
-        classes, _, odd = label_maps[model].read_classes()
-        return _Prediction(classes, [f"prediction: {text}" for text in odd], {}, None)
+        classes, convention, odd = label_maps[model].read_classes()
+        return _Prediction(classes, convention.classes, [f"prediction: {text}" for text in odd], {}, None)
     volume, odd = task.truth.read(segmenter.recipe.modalities)
     classes, probabilities = segmenter.with_probabilities(volume, truth)
     target = segmenter.recipe.target
     of_regions = {r: target.region_probability(probabilities.array, r) for r in target.regions}
     shown = {region: probabilities.with_array(array) for region, array in of_regions.items()}
-    return _Prediction(classes, odd, shown, volume.with_array(brain_mask(volume)).placed_on(probabilities))
+    return _Prediction(
+        classes, frozenset(CLASS_NAMES), odd, shown, volume.with_array(brain_mask(volume)).placed_on(probabilities)
+    )
 
 
 def _measure(

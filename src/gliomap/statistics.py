@@ -249,8 +249,8 @@ def verdict(
 ) -> Verdict:
     """Whether an adjusted comparison bears out the claim that a is better than b.
 
-    Supported: p_holm (see `adjusted`) is below alpha and the whole interval is on a's side. Not supported: the whole
-    interval is on b's side, or it reaches 0 and stays below the claimed gain (positive, whichever way is better). Else
+    Supported: p_holm (see `adjusted`) is below alpha and the whole interval is on a's side. Not supported: the same on
+    b's side, or the interval reaches 0 and stays below the claimed gain (positive, whichever way is better). Else
     undecided.
 
     Raises:
@@ -261,11 +261,10 @@ def verdict(
     low, high = comparison.low, comparison.high
     if not higher_is_better:
         low, high = -high, -low
-    if comparison.p_holm < alpha and low > 0:
-        return "supported"
-    if high < 0 or (low <= 0 and claimed_gain is not None and high < claimed_gain):
-        return "not supported"
-    return "undecided"
+    if comparison.p_holm < alpha and (low > 0 or high < 0):
+        return "supported" if low > 0 else "not supported"
+    ruled_out = claimed_gain is not None and low <= 0 and high < claimed_gain
+    return "not supported" if ruled_out else "undecided"
 
 
 def _rounded(differences: ArrayLike) -> Array:

@@ -274,3 +274,14 @@ def test_patient_is_the_id_without_the_time_point(study, patient):
 
 def test_modalities_are_the_four():
     assert MODALITIES == ("t1", "t1c", "t2", "flair")
+
+
+def test_a_tumour_that_fills_its_box_is_looked_at_with_what_lies_around_it(tmp_path):
+    labels = np.zeros((24, 32, 32), np.uint8)
+    labels[8:16, 10:20, 10:20], labels[11:13, 13:17, 13:17] = 2, 1
+    study = loose_study(tmp_path / "study", labels=labels)
+    convention = named_convention("brats2023", "the test")
+    assert replace(study, convention=convention).read_classes()[2] == []  # oedema touches the brain most
+    swapped = np.array([0, 2, 1], np.uint8)[labels]
+    study = loose_study(tmp_path / "other", labels=swapped)
+    assert "looks implausible" in replace(study, convention=convention).read_classes()[2][0]

@@ -11,8 +11,8 @@ from gliomap.recipes.definitions import (
     estimate,
     factor,
     metrics_of,
-    pseudo_values,
-    standard_deviation,
+    of_sums,
+    terms,
 )
 from gliomap.recipes.published import published
 from gliomap.recipes.tables import SCORED
@@ -108,24 +108,35 @@ def plain_scores(values, name="dice"):
 def test_missing_values_are_counted_and_take_no_part():
     found = estimate(Definition("hd95", "ET"), plain_scores([4.0, None, 2.0], "hd95"), ["s0", "s1", "s2", "s3"])
     assert (found.value, found.missing) == (3.0, 2)
-    assert np.array_equal(found.parts, [4.0, np.nan, 2.0, np.nan], equal_nan=True)
+    assert np.array_equal(found.values, [[4.0], [np.nan], [2.0], [np.nan]], equal_nan=True)
     nothing = estimate(Definition("hd95", "ET"), {}, ["s0", "s1"])
     assert math.isnan(nothing.value)
     assert nothing.missing == 2
 
 
-def test_a_standard_deviation_is_of_a_sample_and_its_parts_estimate_it():
+SPREAD = Definition("dice", "ET", "standard deviation")
+
+
+def test_a_standard_deviation_is_of_a_sample():
     values = np.random.default_rng(1).random(40)
-    found = estimate(Definition("dice", "ET", "standard deviation"), plain_scores(values), [f"s{n}" for n in range(40)])
+    found = estimate(SPREAD, plain_scores(values), [f"s{n}" for n in range(40)])
     assert found.value == pytest.approx(values.std(ddof=1))
-    assert found.parts.mean() == pytest.approx(found.value, rel=0.02)
-    assert math.isnan(estimate(Definition("dice", "ET", "standard deviation"), plain_scores([0.5]), ["s0"]).value)
-    assert np.isnan(pseudo_values(standard_deviation, np.array([[0.1], [0.4]]))).all()
+    assert estimate(SPREAD, plain_scores([0.1] * 7), [f"s{n}" for n in range(7)]).value == 0
+    assert math.isnan(estimate(SPREAD, plain_scores([0.5]), ["s0"]).value)
 
 
-def test_pseudo_values_of_a_mean_are_the_values():
-    values = np.random.default_rng(2).random((7, 1))
-    np.testing.assert_allclose(pseudo_values(lambda v: float(v.mean()), values), values[:, 0])
+def test_statistics_of_many_sums_at_once():
+    values = np.random.default_rng(2).random((5, 9, 1))
+    sums = np.stack([terms(SPREAD, one).sum(axis=0) for one in values])
+    np.testing.assert_allclose(of_sums(SPREAD, sums), values[..., 0].std(axis=1, ddof=1))
+    np.testing.assert_allclose(of_sums(Definition("dice", "ET"), sums), values[..., 0].mean(axis=1))
+
+
+def test_a_study_that_lacks_one_of_the_values_of_a_pooled_dice_takes_no_part():
+    scores = {("s0", "WT", "dice"): 1.0, ("s0", "WT", "volume"): 2.0, ("s0", "WT", "volume_truth"): None}
+    found = estimate(Definition("dice", "WT", "pooled Dice"), scores, ["s0"])
+    assert np.isnan(found.values).all()
+    assert found.missing == 1
 
 
 def test_pooled_dice_of_nothing_is_1_and_of_one_study_its_own():
@@ -134,7 +145,6 @@ def test_pooled_dice_of_nothing_is_1_and_of_one_study_its_own():
     assert estimate(definition, empty, ["s0"]).value == 1.0
     one = {("s0", "WT", "dice"): 0.7, ("s0", "WT", "volume"): 3.0, ("s0", "WT", "volume_truth"): 4.0}
     assert estimate(definition, one, ["s0"]).value == pytest.approx(0.7)
-    assert estimate(definition, one, ["s0"]).parts == pytest.approx([0.7])
 
 
 def test_texts_say_the_statistic_the_metric_and_the_region():

@@ -86,6 +86,34 @@ def test_what_is_missing_has_a_lane_and_is_never_dropped():
     assert "no value, 12 missing" in parts(nothing, "desc")[0].text
 
 
+def test_what_is_correctly_empty_is_counted_and_not_drawn_as_missing():
+    values = np.linspace(1, 2, 24).reshape(12, 2)
+    empty = np.zeros(values.shape, bool)
+    empty[:8, 1] = True
+    values[empty] = np.nan
+    chart = box_chart("t", values, ("one", "two"), STUDIES, empty)
+    assert not parts(chart, "rect", "lane")
+    assert len(parts(chart, "circle", "dot")) == 16
+    assert [e.text for e in parts(chart, "text", "name")] == ["one", "two (8 correctly empty)"]
+    assert "two: median" in parts(chart, "desc")[0].text
+    assert "4 values, 0 missing, 8 correctly empty" in parts(chart, "desc")[0].text
+    values[11, 1] = np.nan
+    chart = box_chart("t", values, ("one", "two"), STUDIES, empty)
+    ((lane,),) = numbers(parts(chart, "rect", "lane"), "x")
+    dots = parts(chart, "circle", "dot")
+    assert [dot.find("title").text for dot in dots if float(dot.get("cx")) > lane] == ["study-11: missing"]
+
+
+def test_a_difference_that_nothing_is_missing_of_is_not_in_the_lane():
+    differences = np.array([0.3, -0.1, np.nan, 0.2, np.nan])
+    empty = np.array([False, False, True, True, False])
+    chart = difference_chart("t", differences, STUDIES[:5], (-0.05, 0.2), ("up", "down"), empty)
+    assert {d.find("title").text for d in parts(chart, "circle", "dot")} >= {"study-4: missing"}
+    assert len(parts(chart, "circle", "dot")) == 4
+    assert "missing 1" in [e.text for e in parts(chart, "text", "tick")]
+    assert "3 values, 1 missing, 1 correctly empty" in parts(chart, "desc")[0].text
+
+
 def test_few_values_are_dots_without_a_box():
     assert not parts(box_chart("t", np.arange(4.0)[:, None], ("m",), STUDIES[:4]), "rect", "box")
     assert parts(box_chart("t", np.arange(5.0)[:, None], ("m",), STUDIES[:5]), "rect", "box")

@@ -6,9 +6,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from gliomap.ranking import ranking
-from gliomap.report.answers import Pair, Scores, answers_to
+from gliomap.ranking import cliques, critical_difference, friedman, ranking
+from gliomap.report.answers import Pair, answers_to
 from gliomap.report.comparison import MOST_SENTENCES, ComparisonReport, breakable, comparison_page
+from gliomap.report.scores import Scores
 
 VOID = {"meta", "wbr", "br", "img", "link", "input", "hr"}
 
@@ -128,6 +129,61 @@ def test_critical_differences_have_the_best_model_first_also_for_distances_and_s
     flat = {column: np.repeat(values[:, :1], 3, axis=1) for column, values in made.scores.values.items()}
     same = comparison_page(replace(made, scores=replace(made.scores, values=flat)))
     assert same.count("Friedman: chi-squared 0.0, p 1.00; no difference between the models is shown") == 2
+
+
+def test_one_bar_joins_all_models_where_friedman_shows_no_difference():
+    made = report(studies=9, regions=("ET",))
+    orders = np.array([[0.9, 0.8, 0.7]] * 7 + [[0.7, 0.8, 0.9]] * 2)
+    values = {column: orders if column[1] == "dice" else -orders for column in made.scores.values}
+    found = friedman(orders)
+    assert found.p > 0.05
+    assert len(cliques(found.mean_ranks, critical_difference(3, 9))) == 2  # Nemenyi alone would tell two apart
+    page = comparison_page(replace(made, scores=replace(made.scores, values=values)))
+    assert page.count("Not told apart: alpha, beta, gamma</desc>") == 2
+    assert page.count("no difference between the models is shown") == 2
+    assert "then one bar joins all" in " ".join(page.split())
+    clear = {column: table.copy() for column, table in values.items()}
+    for table in clear.values():
+        table[7:] = table[:1]
+    page = comparison_page(replace(made, scores=replace(made.scores, values=clear)))
+    assert page.count("some models differ") == 2
+    assert "Not told apart: alpha, beta, gamma</desc>" not in page
+    few = comparison_page(report(regions=("ET",), pairs=[Pair(("alpha",), ("gamma",))]))
+    assert '<td class="number">· 0.' in few
+    assert '<td class="number best">0.' in few
+
+
+def test_ranks_and_friedman_take_what_is_correctly_empty_as_best():
+    made = report(regions=("ET",), missing=[(i, 0) for i in range(12)])
+    status = {column: np.where(why == "failed", "both_empty", why) for column, why in made.scores.status.items()}
+    empty = comparison_page(replace(made, scores=replace(made.scores, status=status)))
+    charts = [ElementTree.fromstring(text) for text in re.findall(r"<svg.*?</svg>", empty, re.DOTALL)]
+    ranked = [chart[1].text for chart in charts if chart[1].text.startswith("Mean ranks")]
+    assert [re.findall("alpha|beta|gamma", text)[0] for text in ranked] == ["alpha"] * 2
+    text = Page(empty).text
+    assert "3 studies, 12 correctly empty" in text
+    assert re.search(r"alpha (3 of 15; 12 both empty ?){2}", text)
+    assert "missing" not in " ".join(chart[1].text.replace("0 missing", "") for chart in charts)
+    assert "12 correctly empty" in next(chart[1].text for chart in charts if "alpha minus beta" in chart[0].text)
+
+
+def test_a_pair_in_which_one_side_failed_is_drawn_as_missing():
+    made = report(models=("alpha", "beta"), regions=("ET",), missing=[(0, 0), (1, 1)])
+    charts = [ElementTree.fromstring(text) for text in re.findall(r"<svg.*?</svg>", comparison_page(made), re.DOTALL)]
+    described = [chart[1].text for chart in charts if "alpha minus beta" in chart[0].text]
+    assert len(described) == 2
+    assert all("13 values, 2 missing;" in text for text in described)
+
+
+def test_small_differences_are_not_nothing_in_the_largest():
+    made = report(models=("alpha", "beta"), regions=("ET",))
+    column = ("ET", "dice")
+    near = np.full((15, 2), 0.99987)
+    near[:, 1] += np.arange(15) * 3e-6
+    scores = replace(made.scores, values={column: near}, status={column: made.scores.status[column]})
+    answers = tuple(answers_to([Pair(("alpha",), ("beta",))], scores, "wilcoxon", 0))
+    text = Page(comparison_page(replace(made, scores=scores, answers=answers))).text
+    assert "study 14 0.99987 0.99991 -0.000042" in text
 
 
 def test_ranks_are_the_rankings_with_missing_values_worst():

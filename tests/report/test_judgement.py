@@ -13,6 +13,8 @@ STUDIES = tuple(f"s{n:02d}" for n in range(30))
 TABLE = find_table("002/table4")
 CLAIMS = {(c.better, c.worse, c.region, c.metric): n for n, c in enumerate(claims_of("002/table4"))}
 INTRA = CLAIMS["cga_unet_intra", "cga_unet_baseline", "ET", "dice"]
+SCORES = ("dice", "hd100")
+MIOU = "mean_iou_of_slices_empty_0"
 INTRA_HD = CLAIMS["cga_unet_intra", "cga_unet_baseline", "ET", "hd100"]
 
 
@@ -125,6 +127,72 @@ def test_few_studies_are_told_that_no_difference_would_do():
     one = outcome(trained={name: trained(seed=k, studies=STUDIES[:1]) for k, name in enumerate(outcome().trained)})
     assert judged(one).verdict == "undecided"
     assert "1 of 1 studies have both scores, which is no comparison" in sentence(judged(one))
+
+
+def only_first(count):
+    return {(s, region, name): None for s in STUDIES[count:] for region in ("ET", "TC", "WT") for name in SCORES}
+
+
+def test_what_few_studies_cannot_show_is_told_by_the_whole_family_and_never_beside_a_verdict_that_they_bore_out():
+    """Holm's multiplier falls with every claim that is rejected, so 10 studies among claims of 30 can reach 0.05; 5 cannot."""
+    recipes = dict.fromkeys(n.recipe for n in TABLE.numbers)
+    rows = {name: trained(0.1 * k, seed=k) for k, name in enumerate(recipes)}
+    some = judge(
+        claims_of("002/table4"), outcome(trained=rows | {"cga_unet_intra": trained(0.1, scores=only_first(10))})
+    )
+    found = some[INTRA]
+    assert found.comparison.smallest_p * found.tested > 0.05 > found.comparison.p_holm
+    assert found.verdict == "supported"
+    assert not any("however large" in sentence(j) for j in some)
+    few = judge(claims_of("002/table4"), outcome(trained=rows | {"cga_unet_intra": trained(0.1, scores=only_first(5))}))
+    for one in few:
+        told = "With 5 studies no difference, however large, can reach p 0.05" in sentence(one)
+        assert told == (one.comparison.studies == 5) == (not one.reachable)
+
+
+def test_a_gain_in_print_is_not_held_against_studies_that_could_not_have_shown_it():
+    same = {"cga_unet_intra": trained(scores=only_first(5)), "cga_unet_baseline": trained()}
+    assert judged(with_rows(outcome(), **same)).verdict == "undecided"
+    enough = same | {"cga_unet_intra": trained(scores=only_first(10))}
+    assert judged(with_rows(outcome(), **enough)).verdict == "not supported"
+
+
+def test_gains_of_deviations_are_differences_of_the_deviations_that_are_shown():
+    table, claims = find_table("002/table5"), claims_of("002/table5")
+    rows = {n.recipe: trained(seed=k) for k, n in enumerate(table.numbers)}
+    wild = {(s, "ET", "dice"): 0.05 if n % 6 else 0.9 for n, s in enumerate(STUDIES)}
+    found = outcome(trained=rows | {"cga_unet_baseline": trained(scores=wild)})
+    shown = {(x.number.recipe, x.number.region, x.number.metric): x for x in lines_of(table.numbers, found)}
+    every = judge(claims, found)
+    for one in every:
+        keys = [(name, one.claim.region, one.claim.metric) for name in (one.claim.better, one.claim.worse)]
+        better, worse = (shown[key] for key in keys)
+        assert one.comparison.difference == pytest.approx(better.measured - worse.measured)
+        assert better.low < better.measured < better.high
+    spread = shown["cga_unet_baseline", "ET", "dice_sd"].measured
+    assert spread == pytest.approx(100 * np.std(list(wild.values()), ddof=1))
+    calm = next(j for j in every if (j.claim.worse, j.claim.region) == ("cga_unet_baseline", "ET"))
+    assert (calm.verdict, calm.gain[0] > 0) == ("supported", True)
+
+
+def test_gains_of_a_pooled_dice_are_in_percent_and_differences_of_what_is_shown():
+    table = find_table("003/table1")
+    numbers = [n for n in table.numbers if n.recipe in ("aspp_attention_unet_t2", "attention_unet2d_t2")]
+
+    def sized(seed):
+        own = np.random.default_rng(seed)
+        values = {(s, "WT", m): own.random() for s in STUDIES for m in ("dice", "volume", "volume_truth")}
+        scores = values | {(s, "WT", m): own.random() for s in STUDIES for m in ("accuracy", MIOU)}
+        return trained(scores=scores)
+
+    found = outcome(trained={n.recipe: sized(k) for k, n in enumerate(numbers)})
+    shown = {x.number.recipe: x for x in lines_of(numbers, found) if x.number.metric == "dice"}
+    rows = {"aspp_attention_unet_t2", "attention_unet2d_t2"}
+    (one,) = (j for j in judge(claims_of("003/table1"), found) if {j.claim.better, j.claim.worse} == rows
+              and j.claim.metric == "dice")  # fmt: skip
+    better, worse = shown["aspp_attention_unet_t2"], shown["attention_unet2d_t2"]
+    assert one.comparison.difference == pytest.approx(better.measured - worse.measured)
+    assert 1 < better.low < better.measured < better.high < 100
 
 
 def test_what_did_not_run_says_why():

@@ -6,8 +6,8 @@ import pytest
 from gliomap.recipes import RECIPES
 from gliomap.recipes.published import published
 from gliomap.report import published_beside as published_beside_module
-from gliomap.report.answers import Scores
 from gliomap.report.published_beside import NOT_COMPARABLE, published_beside, recipe_of
+from gliomap.report.scores import Scores
 
 
 def made(*models, name="dice", region="ET", value=0.75):

@@ -6,7 +6,10 @@ from typing import Annotated
 import typer
 
 from gliomap.cli import printing
-from gliomap.cli.options import Debug, Json, Output, Quiet, Seed
+from gliomap.cli.options import Debug, Json, Output, Quiet, Seed, names
+
+FEW = 12
+"""Sentences that are printed where nobody asked for a pair; of more only those that decide."""
 
 
 def compare(
@@ -35,16 +38,14 @@ def compare(
     from gliomap.compare import compare as run
 
     options = CompareOptions(
-        tuple(scores), output, _names(metrics), _names(regions), baseline, tuple(pair or ()), common, test, seed
+        tuple(scores), output, names(metrics), names(regions), baseline, tuple(pair or ()), common, test, seed
     )
     result = run(options)
     if json:
         printing.as_json({"comparisons": result.table, "warnings": result.warnings, "page": str(result.page)})
     elif not quiet:
         printing.lines(*(f"warning: {text}" for text in result.warnings))
-        printing.lines(*result.sentences)
+        asked = baseline is not None or pair
+        printing.lines(*(result.sentences if asked or len(result.sentences) <= FEW else result.decided))
+        printing.lines(f"{len(result.decided)} of {len(result.sentences)} comparisons decide; all are on the page")
         printing.lines(f"{result.page}")
-
-
-def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip()) if text else ()

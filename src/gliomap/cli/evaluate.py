@@ -45,10 +45,7 @@ def evaluate(
     """
     from gliomap.evaluate import EvaluateOptions, summarise
     from gliomap.evaluate import evaluate as run
-    from gliomap.machine import cores
 
-    if jobs is None:
-        jobs = 1 if predictions.suffix == ".safetensors" else cores()
     options = EvaluateOptions(
         predictions, truth, output, protocol, names(metrics), names(regions), name, match, match_truth, (), slices, labels,
         truth_labels, jobs, device, quiet or json,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gliomap.cli import printing
-from gliomap.cli.options import Debug, Device, Json, Labels, Quiet, Seed, seconds
+from gliomap.cli.options import Debug, Device, Json, Labels, Quiet, Seed, names, seconds
 from gliomap.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,11 +46,10 @@ def reproduce(
     from gliomap.reproduce import ReproduceOptions
     from gliomap.reproduce import reproduce as run
 
-    names = tuple(name.strip() for name in rows.split(",")) if rows else ()
     parts = int(folds) if folds and folds.isdigit() else Path(folds) if folds else None
     result = run(
         ReproduceOptions(
-            table, output, data, names, tuple(set_ or ()), studies, parts, seed, seconds(max_time), labels, device,
+            table, output, data, names(rows), tuple(set_ or ()), studies, parts, seed, seconds(max_time), labels, device,
             quiet or json,
         )
     )  # fmt: skip

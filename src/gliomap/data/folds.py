@@ -118,35 +118,49 @@ def _shuffled_patients(studies: Sequence[Study], seed: int) -> list[list[list[st
     return shuffled
 
 
-def read_fold(path: Path, fold: int, studies: Sequence[Study]) -> tuple[list[Study], list[Study]]:
-    """The studies that train and those that validate in fold ``fold`` of a folds.json.
+def read_folds(path: Path, studies: Sequence[Study]) -> tuple[list[list[str]], dict[str, str]]:
+    """The folds of a folds.json, as ids of studies, and the patient of each; of a file that does not say, as its id tells.
 
     Raises:
         InputError: the file is no folds.json, names studies that are not there, or has a study or a patient in two folds.
-        UsageError: it has no such fold.
     """
     content: Any = read_json(path)
-    folds = content.get("folds") if isinstance(content, dict) else None
-    if not isinstance(folds, list) or not all(isinstance(ids, list) for ids in folds):
+    try:
+        folds: list[list[str]] = [[str(i) for i in ids] for ids in content["folds"]]
+    except (TypeError, KeyError):
+        folds = []
+    if not folds or any(folds[n] != ids for n, ids in enumerate(content["folds"])):
         raise InputError(f"{path} is no folds.json; make one with: gliomap split DATA -o folds.json")
-    if not 0 <= fold < len(folds):
-        raise UsageError(f"{path} has folds 0 to {len(folds) - 1}; got --fold {fold}")
-    by_id = {s.id: s for s in studies}
-    unknown = [i for ids in folds for i in ids if i not in by_id]
+    patient_of = {s.id: s.patient for s in studies}
+    listed = [i for ids in folds for i in ids]
+    unknown = [i for i in listed if i not in patient_of]
     if unknown:
         raise InputError(
             f"{path} names {len(unknown)} studies that the data does not have, such as {unknown[0]}; split that data again"
         )
-    listed = [i for ids in folds for i in ids]
     if len(set(listed)) != len(listed):
         raise InputError(f"{path} has a study in two folds; expected each in one. Split that data again")
     told = content.get("patients")
-    patients = told if isinstance(told, dict) else {}
-    shared = shared_patients(folds, {i: str(patients.get(i, i)) for i in listed})
+    patients = {i: str((told if isinstance(told, dict) else {}).get(i, patient_of[i])) for i in listed}
+    shared = shared_patients(folds, patients) or shared_patients(folds, patient_of)
     if shared:
         raise InputError(
             f"{path} has the patient {next(iter(shared))} in more than one fold; expected all of a patient's studies in one. "
             "Split that data again"
         )
+    return folds, patients
+
+
+def read_fold(path: Path, fold: int, studies: Sequence[Study]) -> tuple[list[Study], list[Study]]:
+    """The studies that train and those that validate in fold ``fold`` of a folds.json.
+
+    Raises:
+        InputError: as `read_folds`.
+        UsageError: it has no such fold.
+    """
+    folds, _ = read_folds(path, studies)
+    if not 0 <= fold < len(folds):
+        raise UsageError(f"{path} has folds 0 to {len(folds) - 1}; got --fold {fold}")
+    by_id = {s.id: s for s in studies}
     training = [by_id[i] for number, ids in enumerate(folds) for i in ids if number != fold]
     return training, [by_id[i] for i in folds[fold]]

@@ -1,16 +1,15 @@
 """Who trains and who is scored, for trainings that are to be compared on the same studies."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from gliomap.data.folds import Patient, draw_split, patient_folds
+from gliomap.data.folds import Patient, draw_split, patient_folds, read_folds
 from gliomap.data.study import Study
 from gliomap.errors import InputError, UsageError
-from gliomap.files import read_json
 
 
 @dataclass(frozen=True)
@@ -18,11 +17,13 @@ class Rounds:
     """Trainings of one recipe that together score every study once: ``scored`` has the ids for each of them.
 
     ``folds`` is what a folds.json has; training n validates fold n and trains on the others. ``remark`` says it in words.
+    ``patients`` has who each study is of.
     """
 
     folds: tuple[tuple[str, ...], ...]
     scored: tuple[tuple[str, ...], ...]
     remark: str
+    patients: dict[str, str]
 
     @property
     def studies(self) -> tuple[str, ...]:
@@ -59,7 +60,7 @@ def hold_out(studies: Sequence[Study], validation_share: float, test_share: floa
     remark += (
         f"; {len(test)} others are scored" if test else " and are scored, though they also choose the best weights"
     )
-    return Rounds((validation, training), (test or validation,), remark)
+    return Rounds((validation, training), (test or validation,), remark, {s.id: s.patient for s in studies})
 
 
 def cross_validation(studies: Sequence[Study], count: int, seed: int) -> Rounds:
@@ -75,24 +76,61 @@ def cross_validation(studies: Sequence[Study], count: int, seed: int) -> Rounds:
         members[study.patient].append(study)
     patients = [Patient(p, tuple(s.id for s in own), own[0].stratum, False, 0.0) for p, own in members.items()]
     made = patient_folds(patients, count, seed)
-    return _crossed(tuple(tuple(sorted(i for patient in fold for i in patient.studies)) for fold in made))
+    folds = tuple(tuple(sorted(i for patient in fold for i in patient.studies)) for fold in made)
+    return _crossed(folds, {s.id: s.patient for s in studies})
 
 
 def read_cross_validation(path: Path, studies: Sequence[Study]) -> Rounds:
-    """`cross_validation` with the folds of a folds.json.
+    """`cross_validation` with the folds and patients of a folds.json.
 
     Raises:
-        InputError: the file is no folds.json, or names studies that are not there.
+        InputError: the file is no folds.json with 2 folds, names studies that are not there, or has a study or a patient in two.
     """
-    content = read_json(path)
-    folds = content.get("folds") if isinstance(content, dict) else None
-    if not isinstance(folds, list) or len(folds) < 2 or not all(isinstance(ids, list) and ids for ids in folds):
-        raise InputError(f"{path} is no folds.json; make one with: gliomap split DATA -o folds.json")
-    if unknown := {i for ids in folds for i in ids} - {s.id for s in studies}:
-        raise InputError(f"{path} names {len(unknown)} studies that the data does not have, such as {min(unknown)}")
-    return _crossed(tuple(tuple(ids) for ids in folds))
+    folds, patients = read_folds(path, studies)
+    if len(folds) < 2 or not all(folds):
+        raise InputError(
+            f"{path} has fewer than 2 folds or an empty one; make another with: gliomap split DATA -o {path}"
+        )
+    return _crossed(tuple(tuple(ids) for ids in folds), patients)
 
 
-def _crossed(folds: tuple[tuple[str, ...], ...]) -> Rounds:
+def shortfalls(rounds: Rounds, studies: Sequence[Study], count: int) -> list[str]:
+    """What keeps the rounds from being an experiment of ``count`` folds with real patients on all of these studies, in words."""
+    out = []
+    folds = len(rounds.scored)
+    if folds not in (1, count):
+        out.append(f"{folds} folds and not {count}")
+    used = {i for ids in (*rounds.folds, *rounds.scored) for i in ids}
+    unused = sum(s.id not in used for s in studies)
+    if unused:
+        out.append(f"{unused} of {len(studies)} studies are in no fold")
+    phantoms = sum("phantom" in i.casefold() for i in used)
+    if phantoms:
+        out.append(f"{phantoms} of {len(used)} studies are phantoms")
+    return out
+
+
+def dependences(rounds: Rounds, studies: Sequence[Study]) -> list[str]:
+    """What makes scored studies depend on each other, or on those that trained: sentences that warn of it."""
+    out = []
+    own = {s.id: s for s in studies if s.id in rounds.patients}
+    years = sorted({s.layout for s in own.values() if s.layout.startswith("brats")})
+    if len(years) > 1 and all(rounds.patients[i] == s.patient for i, s in own.items()):
+        out.append(
+            f"the studies are of {', '.join(years)}, and a patient of several years has several names, so the same patient may "
+            "train and be scored; take one year, or in a cross-validation --folds with the folds.json of "
+            "gliomap split --mapping name_mapping.csv"
+        )
+    visits = Counter(rounds.patients[i] for i in rounds.studies)
+    several = [patient for patient, times in visits.items() if times > 1]
+    if several:
+        out.append(
+            f"{len(several)} of {len(visits)} scored patients, such as {several[0]}, have several studies, which are not "
+            "independent: the intervals are too narrow and p too small"
+        )
+    return out
+
+
+def _crossed(folds: tuple[tuple[str, ...], ...], patients: dict[str, str]) -> Rounds:
     remark = f"{len(folds)} folds pooled; a study is scored by the model that did not train on it, though it chose the best weights"
-    return Rounds(folds, folds, remark)
+    return Rounds(folds, folds, remark, patients)

@@ -27,7 +27,6 @@ def counted(number: Published, recipe: Recipe) -> list[tuple[str, float]]:
     gmac = forward.gmac if part is None else sum(_of(part, layer) for layer in forward.layers)
     found = [(f"multiply-accumulates {what}, of one patch", gmac)]
     if (number.paper, number.table) in _BY_ITS_OWN_RULE:
-        network, size = _built(recipe)
         found.append(("as the paper's released code counts", as_released_code_counts(network, size)))
     return found
 
@@ -35,7 +34,7 @@ def counted(number: Published, recipe: Recipe) -> list[tuple[str, float]]:
 def as_released_code_counts(network: Network, size: tuple[int, ...]) -> float:
     """Paper 002's count of one patch, in 10^9: convolutions' multiply-accumulates and biases, and values out of ReLUs.
 
-    Transposed convolutions, normalisations and matrix products are left out. The network is left with hooks.
+    Transposed convolutions, normalisations and matrix products are left out.
     """
     found: list[int] = []
 
@@ -46,12 +45,13 @@ def as_released_code_counts(network: Network, size: tuple[int, ...]) -> float:
         else:
             found.append(output.numel())
 
-    for module in network.modules():
-        if isinstance(module, nn.Conv3d | nn.ReLU | nn.LeakyReLU):
-            module.register_forward_hook(count)
+    counted_modules = [m for m in network.modules() if isinstance(m, nn.Conv3d | nn.ReLU | nn.LeakyReLU)]
+    hooks = [module.register_forward_hook(count) for module in counted_modules]
     network.eval()
     with torch.no_grad():
         network(torch.zeros(1, network.in_channels, *size, device="meta"))
+    for hook in hooks:
+        hook.remove()
     return sum(found) / 1e9
 
 

@@ -1,7 +1,7 @@
 """What the papers call their scores in gliomap's own metrics, and how a score of a table comes from those of its studies."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +18,8 @@ Scores = Mapping[tuple[str, str, str], float | None]
 
 _OF_ONE_SLICE = {"miou": "mean_iou_of_slices_empty_0", "accuracy": "accuracy"}
 _POOLED = ("dice", "volume", "volume_truth")
+_SAME = 1e-12
+"""Of their mean square, what variance numbers may have by rounding alone."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,13 @@ def definitions(number: Published) -> tuple[Definition, ...]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic over studies, each study's part in it (N,), and how many studies are ``missing``, with NaN for a part.
+    """A statistic over studies, the raw ``values`` it is of (N, M), and how many studies are ``missing``, with NaN for values.
 
-    Of a mean the parts are the studies' values, of any other statistic their jackknife pseudo-values (Tukey 1958), whose
-    mean estimates the statistic, so that intervals and paired tests of a mean serve for all.
+    M is the number of `Definition.measured_metrics`.
     """
 
     value: float
-    parts: Array
+    values: Array
     missing: int
 
 
@@ -85,36 +86,37 @@ def estimate(definition: Definition, scores: Scores, studies: Sequence[str]) -> 
     table = np.array([[_value(scores, s, definition.region, m) for m in definition.measured_metrics] for s in studies])
     table = table.reshape(len(studies), len(definition.measured_metrics))
     known = ~np.isnan(table).any(axis=1)
-    parts = np.full(len(studies), np.nan)
+    table[~known] = math.nan
     missing = len(studies) - int(known.sum())
     if not known.any():
-        return Estimate(math.nan, parts, missing)
+        return Estimate(math.nan, table, missing)
+    return Estimate(float(of_sums(definition, terms(definition, table[known]).sum(axis=0))), table, missing)
+
+
+def terms(definition: Definition, values: Array) -> Array:
+    """What each study adds to the sums that the statistic is of: (N, M) to (N, F); NaN stays NaN."""
+    first = values[:, 0]
+    if definition.statistic == "pooled Dice":  # of Dice and both volumes
+        sizes = values[:, 1] + values[:, 2]
+        return np.stack([first * sizes, sizes], axis=1)
+    return np.stack([np.ones_like(first), first, first**2], axis=1)
+
+
+def of_sums(definition: Definition, sums: Array) -> Array:
+    """The statistic from the sums of `terms`, (..., F) to (...).
+
+    A standard deviation is that of a sample, NaN of fewer than two; a pooled Dice is 2|A&B|/(|A|+|B|) with all studies as one,
+    and 1 where nothing is in any of them.
+    """
+    if definition.statistic == "pooled Dice":
+        overlap, sizes = np.moveaxis(sums, -1, 0)
+        return np.divide(overlap, sizes, out=np.ones_like(sizes), where=sizes > 0)
+    count, total, squares = np.moveaxis(sums, -1, 0)
     if definition.statistic == "mean":
-        parts[known] = table[known, 0]
-        return Estimate(float(table[known].mean()), parts, missing)
-    statistic = pooled_dice if definition.statistic == "pooled Dice" else standard_deviation
-    parts[known] = pseudo_values(statistic, table[known])
-    return Estimate(statistic(table[known]), parts, missing)
-
-
-def pseudo_values(statistic: Callable[[Array], float], values: Array) -> Array:
-    """N times the statistic of all (N, M) values minus N - 1 times that without one, for each of them: (N,)."""
-    count = len(values)
-    if count == 1:
-        return np.array([statistic(values)])
-    without = np.array([statistic(np.delete(values, n, axis=0)) for n in range(count)])
-    return count * statistic(values) - (count - 1) * without
-
-
-def pooled_dice(values: Array) -> float:
-    """2|A&B|/(|A|+|B|) with all studies as one: (N, 3) of Dice and both volumes; 1 where nothing is in any of them."""
-    sums = values[:, 1] + values[:, 2]
-    return float((values[:, 0] * sums).sum() / sums.sum()) if sums.sum() > 0 else 1.0
-
-
-def standard_deviation(values: Array) -> float:
-    """Of a sample, (N, 1); NaN of fewer than two."""
-    return float(values.std(ddof=1)) if len(values) > 1 else math.nan
+        return total / count
+    around_mean = squares - total**2 / count
+    around_mean = np.where(around_mean > _SAME * squares, around_mean, 0.0)
+    return np.sqrt(np.divide(around_mean, count - 1, out=np.full_like(count, math.nan), where=count > 1))
 
 
 def metrics_of(numbers: Iterable[Published]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 WIDTH = 420
 MOST_HOVERED = 200
@@ -59,12 +60,16 @@ def shortened(name: str, most: int) -> str:
     return f"{name[: most - 1 - tail]}…{name[len(name) - tail :]}"
 
 
-def box_chart(title: str, values: Array, models: Sequence[str], studies: Sequence[str]) -> Markup:
+def box_chart(
+    title: str, values: Array, models: Sequence[str], studies: Sequence[str], empty: Flags | bool = False
+) -> Markup:
     """A row per model of values (N, K): median, quartiles, whiskers to 1.5 times their distance, a dot per study.
 
-    What is missing (NaN) has a lane of its own on the right. Fewer than 5 values are dots alone.
+    What is missing (NaN) has a lane of its own on the right, but not what is correctly ``empty`` (N, K): that is counted.
+    Fewer than 5 values are dots alone.
     """
-    lane = _LANE if np.isnan(values).any() else 0
+    empty = np.broadcast_to(empty, values.shape)
+    lane = _LANE if (np.isnan(values) & ~empty).any() else 0
     across = axis(values.ravel(), 6, WIDTH - 6 - lane)
     bottom = _ROW * len(models) + 4.0
     parts = [_grid(across, bottom)]
@@ -72,8 +77,12 @@ def box_chart(title: str, values: Array, models: Sequence[str], studies: Sequenc
         parts.append(_element("rect", cls="lane", x=WIDTH - lane, y=0, width=lane, height=bottom))
         parts.append(_text("missing", WIDTH - lane / 2, bottom + 14, "tick", "middle"))
     for row, model in enumerate(models):
-        parts += _box_row(across, values[:, row], model, studies, _ROW * row)
-    described = "; ".join(f"{model}: {_summary(values[:, k])}" for k, model in enumerate(models))
+        shown = np.flatnonzero(~empty[:, row])
+        name = shortened(model, 36) + f" ({len(values) - shown.size} correctly empty)" * bool(empty[:, row].any())
+        parts += _box_row(across, values[shown, row], name, [studies[i] for i in shown.tolist()], _ROW * row)
+    described = "; ".join(
+        f"{model}: {_summary(values[~empty[:, k], k], int(empty[:, k].sum()))}" for k, model in enumerate(models)
+    )
     return _chart(title, described, bottom + 20, parts)
 
 
@@ -107,15 +116,21 @@ def _box(across: Axis, known: Array, middle: float) -> list[Markup]:
 
 
 def difference_chart(
-    title: str, differences: Array, studies: Sequence[str], interval: tuple[float, float], sides: tuple[str, str]
+    title: str,
+    differences: Array,
+    studies: Sequence[str],
+    interval: tuple[float, float],
+    sides: tuple[str, str],
+    empty: Flags | bool = False,
 ) -> Markup:
     """Differences by study (N,), sorted, with their mean and its interval (low, high) as a band.
 
-    ``sides`` says what is above and below 0. Studies without a difference (NaN) stand in a lane of their own.
+    ``sides`` says what is above and below 0. Studies without a difference (NaN) stand in a lane of their own, but those in
+    which nothing is missing since a side is correctly ``empty`` (N,).
     """
     known = np.flatnonzero(~np.isnan(differences))
     order = known[np.argsort(differences[known], kind="stable")]
-    missing = np.flatnonzero(np.isnan(differences))
+    missing = np.flatnonzero(np.isnan(differences) & ~np.asarray(empty))
     left, bottom, lane = 46.0, 212.0, _LANE if missing.size else 0
     up = axis([*differences, 0.0, *interval], bottom - 18, 18)
     step = (WIDTH - left - lane - 8) / max(order.size, 1)
@@ -136,7 +151,8 @@ def difference_chart(
         _text(shortened(sides[0], 52), left + 4, 12, "tick"),
         _text(shortened(sides[1], 52), left + 4, bottom - 4, "tick"),
     ]
-    described = f"{_summary(differences)}; {np.count_nonzero(differences[known] > 0)} above 0"
+    shown = differences[[*known, *missing]]
+    described = f"{_summary(shown, len(differences) - shown.size)}; {np.count_nonzero(differences[known] > 0)} above 0"
     return _chart(title, described, bottom, parts)
 
 
@@ -218,12 +234,13 @@ def _spread(number: float, reach: float) -> float:
     return reach * (2 * (number % 1) - 1)
 
 
-def _summary(values: Array) -> str:
+def _summary(values: Array, empty: int) -> str:
     known = values[~np.isnan(values)]
+    rest = f"{values.size - known.size} missing" + (f", {empty} correctly empty" if empty else "")
     if not known.size:
-        return f"no value, {values.size} missing"
+        return f"no value, {rest}"
     low, median, high = np.percentile(known, (25, 50, 75))
-    return f"median {median:.4g}, quartiles {low:.4g} and {high:.4g}, {known.size} values, {values.size - known.size} missing"
+    return f"median {median:.4g}, quartiles {low:.4g} and {high:.4g}, {known.size} values, {rest}"
 
 
 def _chart(title: str, described: str, height: float, parts: Sequence[Markup]) -> Markup:

@@ -13,24 +13,20 @@ from markupsafe import Markup
 from gliomap.ranking import Ranking, cliques, critical_difference, friedman, ranking
 from gliomap.report import charts
 from gliomap.report.answers import (
+    ALPHA,
     TESTS,
     Answer,
-    Column,
     Pair,
-    Scores,
     Sentence,
-    higher_is_better,
-    metric_title,
-    number,
     outcome,
-    p_text,
     pair_name,
-    region_title,
     sentence,
     side_name,
 )
 from gliomap.report.published_beside import published_beside
-from gliomap.report.score_table import cells, summary_of
+from gliomap.report.score_table import cells, marks_of, summary_of
+from gliomap.report.scores import Column, Scores, counts_as
+from gliomap.report.wording import decimals, higher_is_better, metric_title, number, p_text, precise, region_title
 from gliomap.rows import metric
 
 MOST_SENTENCES = 30
@@ -95,6 +91,7 @@ def comparison_page(report: ComparisonReport) -> str:
         told=[_told(report, name, best) for name in scores.metrics],
         joined=[side_name(s) for pair in _pairs(report) for s in pair if len(s) > 1],
         empty=_empty(scores),
+        failed=any((status == "failed").any() for status in scores.status.values()),
         tables={
             name: list(zip(scores.models, cells(scores, report.answers, name), strict=True)) for name in scores.metrics
         },
@@ -125,7 +122,7 @@ def _template() -> Template:
         "p_text": p_text,
         "breakable": breakable,
     }
-    environment.globals |= {"metric": metric, "summary_of": summary_of}
+    environment.globals |= {"metric": metric, "summary_of": summary_of, "marks_of": marks_of, "counts_as": counts_as}
     return environment.get_template("comparison.html.j2")
 
 
@@ -172,8 +169,9 @@ def _axis_title(region: str, name: str) -> str:
 
 
 def _boxes(scores: Scores, region: str, name: str) -> tuple[str, Markup]:
-    title = _axis_title(region, name)
-    return title, charts.box_chart(title, scores.values[region, name], scores.models, scores.studies)
+    title, column = _axis_title(region, name), (region, name)
+    empty = np.stack([scores.empty((model,), column) for model in scores.models], axis=1)
+    return title, charts.box_chart(title, scores.values[column], scores.models, scores.studies, empty)
 
 
 def _ranks(scores: Scores, region: str, name: str) -> tuple[str, Markup, str]:
@@ -182,15 +180,16 @@ def _ranks(scores: Scores, region: str, name: str) -> tuple[str, Markup, str]:
     count, models = scores.values[region, name].shape
     if models < 3:
         return title, Markup(""), ""
-    found = friedman(scores.values[region, name], higher_is_better(name))
+    found = friedman(scores.ranked((region, name)), higher_is_better(name))
     difference = critical_difference(models, count)
-    chart = charts.rank_chart(title, found.mean_ranks, scores.models, cliques(found.mean_ranks, difference), difference)
-    differ = "some models differ" if found.p < 0.05 else "no difference between the models is shown"
+    groups = cliques(found.mean_ranks, difference) if found.p < ALPHA else [tuple(range(models))]
+    chart = charts.rank_chart(title, found.mean_ranks, scores.models, groups, difference)
+    differ = "some models differ" if found.p < ALPHA else "no difference between the models is shown"
     return title, chart, f"Friedman: chi-squared {found.statistic:.1f}, {p_text(found.p)}; {differ}."
 
 
 def _ranking(report: ComparisonReport) -> Ranking:
-    values = np.stack(list(report.scores.values.values()), axis=2)
+    values = np.stack([report.scores.ranked(column) for column in report.scores.values], axis=2)
     return ranking(values, [higher_is_better(name) for _, name in report.scores.values], report.seed)
 
 
@@ -209,10 +208,11 @@ def _difference(scores: Scores, answer: Answer) -> Difference:
     up, down = ("first", "second") if higher_is_better(answer.metric) else ("second", "first")
     names = {"first": side_name(answer.pair.a), "second": side_name(answer.pair.b)}
     sides = f"↑ {names[up]} better", f"↓ {names[down]} better"
-    title = _axis_title(answer.region, answer.metric)
+    title, column = _axis_title(answer.region, answer.metric), (answer.region, answer.metric)
+    empty = ~scores.gone(answer.pair.a, column) & ~scores.gone(answer.pair.b, column)
     interval = answer.comparison.low, answer.comparison.high
     described = f"{title}, {names['first']} minus {names['second']}"
-    chart = charts.difference_chart(described, answer.differences, scores.studies, interval, sides)
+    chart = charts.difference_chart(described, answer.differences, scores.studies, interval, sides, empty)
     return Difference(title, chart, _largest(scores, answer))
 
 
@@ -222,10 +222,16 @@ def _largest(scores: Scores, answer: Answer) -> list[Largest]:
     known = np.flatnonzero(~np.isnan(answer.differences))
     order: Sequence[int] = known[np.argsort(-np.abs(answer.differences[known]), kind="stable")][:LARGEST].tolist()
     return [
-        Largest(scores.studies[i], number(a[i], unit), number(b[i], unit), _signed(float(answer.differences[i]), unit))
+        Largest(scores.studies[i], *_apart(a[i], b[i], unit), _signed(float(answer.differences[i]), unit))
         for i in order
     ]
 
 
+def _apart(a: float, b: float, unit: str) -> tuple[str, str]:
+    """Two values as text that differs where they do."""
+    digits = decimals((a, b), unit)
+    return number(a, unit, digits), number(b, unit, digits)
+
+
 def _signed(value: float, unit: str) -> str:
-    return ("+" if value > 0 else "") + number(value, unit)
+    return ("+" if value > 0 else "") + precise(value, unit)

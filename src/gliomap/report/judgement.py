@@ -5,13 +5,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gliomap.recipes.claims import Claim
-from gliomap.recipes.definitions import Definition, Estimate, Scores, definitions, estimate, factor
+from gliomap.recipes.definitions import Definition, Scores, definitions, estimate, factor, of_sums, terms
 from gliomap.recipes.published import Published
 from gliomap.recipes.tables import SCORED
 from gliomap.report.reproduction import ALPHA, Judged, Line
+from gliomap.report.swaps import Statistic, bootstrap_interval, compare_by_swaps
 from gliomap.statistics import PairedComparison, adjusted, bca_interval, compare_paired, verdict
+
+Array = NDArray[np.float64]
 
 TEST = "permutation"
 """Papers compare means, and so does this test: under flips of signs of the differences."""
@@ -86,13 +90,17 @@ def _lines(number: Published, outcome: Outcome) -> list[Line]:
 
 def _line(number: Published, definition: Definition, outcome: Outcome) -> Line:
     row = outcome.trained[number.recipe]
-    found = _estimate(number, definition, row)
-    low, high = bca_interval(found.parts[~np.isnan(found.parts)])
+    found, scale = estimate(definition, row.scores, row.studies), factor(number, definition)
+    known = found.values[~np.isnan(found.values[:, 0])]
+    if definition.statistic == "mean":
+        low, high = bca_interval(scale * known[:, 0])
+    else:
+        low, high = bootstrap_interval(terms(definition, known), _scaled(definition, scale))
     remark = _OTHER_DATA[number.how].format(dataset=number.dataset)
     if number.how != "official server" and (outcome.partial or not row.whole):
         remark = f"not comparable: {outcome.partial or 'the training was cut short'}"
     studies = len(row.studies) - found.missing
-    line = Line(number, remark, definition.text, found.value, low, high, studies, found.missing)
+    line = Line(number, remark, definition.text, scale * found.value, low, high, studies, found.missing)
     return replace(line, trained=row.trained, budget=row.budget)
 
 
@@ -106,14 +114,16 @@ def judge(claims: Sequence[Claim], outcome: Outcome) -> tuple[Judged, ...]:
         claim: _compared(claim, outcome) for claim in claims if not _why_not(claim, outcome) and _by_study(claim)
     }
     corrected = dict(zip(compared, adjusted(list(compared.values())), strict=True))
-    tested = sum(not math.isnan(found.p) for found in corrected.values())
+    smallest = [found.smallest_p for found in corrected.values() if not math.isnan(found.p)]
     out = []
     for claim in claims:
         if claim in corrected:
-            fair = _is_whole(claim, outcome) and corrected[claim].smallest_p * tested < ALPHA
-            gain = claim.published_gain if claim.published_gain > 0 and fair else None
-            found = verdict(corrected[claim], claim.higher_is_better, gain)
-            out.append(Judged(claim, found, corrected[claim], tested=tested, share=_least_share(claim, outcome)))
+            found = corrected[claim]
+            reachable = found.smallest_p < ALPHA and min(smallest) * len(smallest) < ALPHA
+            fair = claim.published_gain > 0 and reachable and _is_whole(claim, outcome)
+            judgement = verdict(found, claim.higher_is_better, claim.published_gain if fair else None, ALPHA)
+            share = _least_share(claim, outcome)
+            out.append(Judged(claim, judgement, found, tested=len(smallest), reachable=reachable, share=share))
         elif why := _why_not(claim, outcome):
             out.append(Judged(claim, "not tested", reason=why))
         else:
@@ -126,14 +136,22 @@ def _by_study(claim: Claim) -> bool:
 
 
 def _compared(claim: Claim, outcome: Outcome) -> PairedComparison:
-    better, worse = (_estimate(n, definitions(n)[0], outcome.trained[n.recipe]) for n in claim.numbers)
-    return compare_paired(better.parts, worse.parts, test=TEST)
-
-
-def _estimate(number: Published, definition: Definition, row: Trained) -> Estimate:
     """In the published unit."""
-    found, scale = estimate(definition, row.scores, row.studies), factor(number, definition)
-    return Estimate(found.value * scale, found.parts * scale, found.missing)
+    number = claim.numbers[0]
+    definition = definitions(number)[0]
+    scale = factor(number, definition)
+    rows = [outcome.trained[n.recipe] for n in claim.numbers]
+    better, worse = (estimate(definition, row.scores, row.studies).values for row in rows)
+    if definition.statistic == "mean":
+        return compare_paired(scale * better[:, 0], scale * worse[:, 0], test=TEST)
+    return compare_by_swaps(terms(definition, better), terms(definition, worse), _scaled(definition, scale))
+
+
+def _scaled(definition: Definition, scale: float) -> Statistic:
+    def statistic(sums: Array) -> Array:
+        return scale * of_sums(definition, sums)
+
+    return statistic
 
 
 def _is_whole(claim: Claim, outcome: Outcome) -> bool:

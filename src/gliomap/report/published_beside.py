@@ -8,7 +8,8 @@ import numpy as np
 
 from gliomap.recipes import RECIPES
 from gliomap.recipes.published import Published, published
-from gliomap.report.answers import Scores, metric_title, number
+from gliomap.report.scores import Scores
+from gliomap.report.wording import metric_title, number
 from gliomap.rows import metric
 
 NOT_COMPARABLE = {

@@ -63,6 +63,7 @@ class Judged:
     """A claim and what these studies say of it: ``comparison`` is in the published unit, None where nothing was compared.
 
     ``reason`` is the verdict's in words where there is no comparison. ``tested``: how many claims p was adjusted for.
+    ``reachable``: whether any scores of so many studies could have given an adjusted p below `ALPHA`.
     ``share``: of the recipes' patches, what the less trained of both rows saw; None where nothing was trained.
     """
 
@@ -71,6 +72,7 @@ class Judged:
     comparison: PairedComparison | None = None
     reason: str = ""
     tested: int = 0
+    reachable: bool = True
     share: float | None = None
 
     @property
@@ -149,7 +151,7 @@ def gain_text(value: float) -> str:
 
 def _power(judged: Judged, found: PairedComparison) -> str:
     """What the sample could have shown at all."""
-    if found.smallest_p * judged.tested >= ALPHA:
+    if not judged.reachable:
         return f"With {found.studies} studies no difference, however large, can reach p {ALPHA} after {judged.tested} claims."
     return f"{found.studies} studies can show a gain of about {found.detectable:.2g} (80 % power, before Holm)."
 

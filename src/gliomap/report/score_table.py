@@ -3,21 +3,17 @@
 import math
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from gliomap.report.answers import (
-    ALPHA,
-    Answer,
-    Array,
-    Scores,
-    higher_is_better,
-    metric_title,
-    number,
-    region_title,
-)
+from gliomap.report.answers import Answer, Pair, outcome
+from gliomap.report.scores import Array, Column, Scores
+from gliomap.report.wording import decimals, higher_is_better, metric_title, number, region_title
 from gliomap.rows import metric
+
+Mark = Literal["best", "≈", "·", ""]
+"""Of a cell: the best of its column; asked about and not shown to be worse than the best; not asked about; worse."""
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -33,6 +29,7 @@ _LATEX = {
     "-": "{-}",
     "±": r"$\pm$",
     "≈": r"$\approx$",
+    "·": r"$\cdot$",
 } | {letter: f"\\{letter}" for letter in "#$%&_"}
 
 _LETTERS = frozenset("äöüÄÖÜßáàâãåæçéèêëíìîïñóòôõøúùûÁÀÂÃÅÆÇÉÈÊËÍÌÎÏÑÓÒÔÕØÚÙÛ")
@@ -40,62 +37,68 @@ _LETTERS = frozenset("äöüÄÖÜßáàâãåæçéèêëíìîïñóòôõøú
 
 
 class Cell(NamedTuple):
-    """One model's scores in a column: the summary, and whether it is the best or not told apart from the best.
-
-    ``near`` is None where the pair of the two was not asked.
-    """
+    """One model's scores in a column: how many studies have a value, miss it, or are correctly empty."""
 
     summary: str
     studies: int
     missing: int
-    best: bool
-    near: bool | None
+    empty: int
+    mark: Mark
 
 
 def summary_of(name: str) -> str:
-    """How `cells` sums up a metric: distances are skewed."""
+    """How `cells` sums up a metric, and what is best by: distances are skewed."""
+    if metric(name).unit == "mm":
+        return "median [quartiles], what is missing counted as worst; best is the best median, while ≈ is about means"
+    return "mean ± standard deviation"
+
+
+def marks_of() -> str:
+    """What the marks of cells say."""
     return (
-        "median [quartiles], what is missing counted as worst"
-        if metric(name).unit == "mm"
-        else "mean ± standard deviation"
+        "≈: asked about, and not shown to be worse than the best. ·: not asked about against the best. Without a mark: "
+        "shown to be worse. Where a model with more missing values has the best mean, none is called best"
     )
 
 
 def cells(scores: Scores, answers: Sequence[Answer], name: str) -> list[list[Cell]]:
     """A list for each model with a cell for each region of a metric.
 
-    No mean is called best where models miss different numbers of values; a median is, since it counts them.
+    What is correctly empty is left out. A mean is best only where no model misses fewer values; a median counts them.
     """
-    columns = [_column(scores, answers, region, name) for region in scores.regions(name)]
+    columns = [_column(scores, answers, (region, name)) for region in scores.regions(name)]
     return [list(row) for row in zip(*columns, strict=True)]
 
 
-def _column(scores: Scores, answers: Sequence[Answer], region: str, name: str) -> list[Cell]:
-    values = scores.values[region, name]
-    missing = np.isnan(values).sum(axis=0)
-    levels = np.array([_level(values[:, k], name) for k in range(len(scores.models))])
-    fair = metric(name).unit == "mm" or np.ptp(missing) == 0
-    top = (
-        (np.nanmax if higher_is_better(name) else np.nanmin)(levels) if fair and np.isfinite(levels).any() else math.nan
-    )
-    best = [model for model, level in zip(scores.models, levels, strict=True) if level == top]
+def _column(scores: Scores, answers: Sequence[Answer], column: Column) -> list[Cell]:
+    name, models = column[1], scores.models
+    empty = [scores.empty((model,), column) for model in models]
+    missing = [int(scores.gone((model,), column).sum()) for model in models]
+    values = [scores.values[column][~flags, k] for k, flags in enumerate(empty)]
+    levels = np.array([_level(of_model, name) for of_model in values])
+    top = (max if higher_is_better(name) else min)(levels[np.isfinite(levels)], default=math.nan)
+    fewest = len(scores.studies) if metric(name).unit == "mm" else min(missing)
+    best = [
+        model for model, level, gone in zip(models, levels, missing, strict=True) if level == top and gone <= fewest
+    ]
+    digits = decimals(levels, metric(name).unit)
     return [
         Cell(
-            _summary(values[:, k], name),
-            len(scores.studies) - int(missing[k]),
-            int(missing[k]),
-            model in best,
-            _near(answers, (region, name), model, best),
+            _summary(values[k], name, digits),
+            len(values[k]) - missing[k],
+            missing[k],
+            int(empty[k].sum()),
+            _mark(answers, column, model, best),
         )
-        for k, model in enumerate(scores.models)
+        for k, model in enumerate(models)
     ]
 
 
 def _level(values: Array, name: str) -> float:
-    if metric(name).unit == "mm":
-        return float(_quartiles(values)[1])
     known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else math.nan
+    if not known.size:
+        return math.nan
+    return float(_quartiles(values)[1] if metric(name).unit == "mm" else known.mean())
 
 
 def _quartiles(values: Array) -> Array:
@@ -106,29 +109,33 @@ def _quartiles(values: Array) -> Array:
     return np.where(part > 0, ordered[below] * (1 - part) + ordered[np.ceil(places).astype(int)] * part, ordered[below])
 
 
-def _summary(values: Array, name: str) -> str:
+def _summary(values: Array, name: str, digits: int) -> str:
     unit = metric(name).unit
     known = values[~np.isnan(values)]
     if not known.size:
         return "-"
     if unit == "mm":
-        low, median, high = ("missing" if math.isnan(q) else number(q, unit) for q in _quartiles(values))
+        low, median, high = ("missing" if math.isnan(q) else number(q, unit, digits) for q in _quartiles(values))
         return f"{median} [{low} to {high}]"
     spread = float(known.std(ddof=1)) if known.size > 1 else math.nan
-    return f"{number(float(known.mean()), unit)} ± {number(spread, unit)}"
+    return f"{number(float(known.mean()), unit, digits)} ± {number(spread, unit, digits)}"
 
 
-def _near(answers: Sequence[Answer], column: tuple[str, str], model: str, best: Sequence[str]) -> bool | None:
-    """Whether a model was asked about against a best one and not told apart; None if it was not asked, or is the best."""
-    asked = [
-        answer
+def _mark(answers: Sequence[Answer], column: Column, model: str, best: Sequence[str]) -> Mark:
+    """No mark where the best is shown to be better than this model, or where there is no best."""
+    if model in best:
+        return "best"
+    worse = {Pair((model,), (other,)): "worse" for other in best} | {
+        Pair((other,), (model,)): "better" for other in best
+    }
+    found = [
+        outcome(answer) == worse[answer.pair]
         for answer in answers
-        if (answer.region, answer.metric) == column
-        and any({answer.pair.a, answer.pair.b} == {(model,), (other,)} for other in best)
+        if (answer.region, answer.metric) == column and answer.pair in worse
     ]
-    if model in best or not asked:
-        return None
-    return any(not answer.comparison.p_holm < ALPHA for answer in asked)
+    if not found:
+        return "·" if best else ""
+    return "" if all(found) else "≈"
 
 
 def markdown_tables(scores: Scores, answers: Sequence[Answer]) -> str:
@@ -169,20 +176,21 @@ def _caption(scores: Scores, name: str) -> str:
     way = "higher" if higher_is_better(name) else "lower"
     return (
         f"{metric_title(name)}{unit} ({kind.definition}; {way} is better), {summary_of(name)}, {len(scores.studies)} studies, "
-        f"protocol {scores.protocol}. Bold: best; ≈: asked about and not told apart from it (Holm-adjusted p not below {ALPHA:g})."
+        f"protocol {scores.protocol}. Bold: best. {marks_of()}."
     )
 
 
 def _marked(cell: Cell, bold: str) -> str:
-    missing = f" ({cell.studies}, {cell.missing} missing)" if cell.missing else f" ({cell.studies})"
+    more = [f", {n} {what}" for n, what in ((cell.missing, "missing"), (cell.empty, "correctly empty")) if n]
+    counts = f"({cell.studies}{''.join(more)})"
     return (
-        f"{bold}{cell.summary}{bold}{missing}" if cell.best else f"{cell.summary}{' ≈' if cell.near else ''}{missing}"
+        f"{bold}{cell.summary}{bold} {counts}" if cell.mark == "best" else " ".join([cell.summary, *cell.mark, counts])
     )
 
 
 def _latex_cell(cell: Cell) -> str:
-    words = _latex(_marked(cell._replace(best=False), ""))
-    return f"\\textbf{{{words}}}" if cell.best else words
+    words = _latex(_marked(cell, ""))
+    return f"\\textbf{{{words}}}" if cell.mark == "best" else words
 
 
 def _markdown(name: str) -> str:
