@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gliomap.ranking import cliques, critical_difference, friedman, ranking
-from gliomap.report.answers import Pair, answers_to
+from gliomap.report.answers import Pair, answers_to, outcome
 from gliomap.report.comparison import MOST_SENTENCES, ComparisonReport, breakable, comparison_page
 from gliomap.report.scores import Scores
 
@@ -225,14 +225,25 @@ def test_many_pairs_show_the_best_model_first_and_leave_nothing_out():
     per_metric = len(made.answers) // 2
     assert per_metric > MOST_SENTENCES
     assert len(re.findall(r"has a mean (?:Dice|HD95)", text)) == len(made.answers)
-    first = page.split("<details>")[0]
-    assert len(re.findall("has a mean Dice", first)) == 2 * 7
-    assert all("model7" in item for item in re.findall(r"<li>(.*?)</li>", first, re.DOTALL))
-    assert f"of {per_metric} comparisons are decided. First those of model7" in text
+    first = re.findall(r"<li>(.*?)</li>", page.split("<details>")[0], re.DOTALL)
+    decided = [answer for answer in made.answers if answer.metric == "dice" and outcome(answer) != "undecided"]
+    assert len(first) == len(decided) > 0
+    assert not any("undecided" in item for item in first)
+    assert f"{len(decided)} of {per_metric} comparisons are decided:" in text
     shown = re.findall(r"<h3>(\S+ against \S+)</h3>", page)
     assert len(shown) == 6
     assert all("model7" in name for name in shown)
     assert "22 more are in compare.csv" in text
+
+
+def test_where_nothing_is_decided_the_best_model_comes_first():
+    made = report(models=tuple("abcdef"), studies=3)
+    assert not any(outcome(answer) != "undecided" for answer in made.answers)
+    page = comparison_page(made)
+    best = re.search(r"0 of \d+ comparisons are decided\. First those of (\w), which ranks best", Page(page).text)[1]
+    first = re.findall(r"<li><b>..:</b>(.*?)</li>", page.split("<details>")[0], re.DOTALL)
+    assert len(first) == 2 * 5
+    assert all(re.search(rf"\b{best} has a mean|than {best}\b", item) for item in first)
 
 
 def test_a_thousand_studies_and_ten_long_names_stay_small():

@@ -29,7 +29,7 @@ from gliomap.report.scores import Column, Scores, counts_as
 from gliomap.report.wording import decimals, higher_is_better, metric_title, number, p_text, precise, region_title
 from gliomap.rows import metric
 
-MOST_SENTENCES = 30
+MOST_SENTENCES = 12
 MOST_DIFFERENCE_CHARTS = 24
 LARGEST = 5
 
@@ -136,16 +136,15 @@ def _pairs(report: ComparisonReport) -> list[Pair]:
 
 
 def _told(report: ComparisonReport, name: str, best: str) -> Told:
-    """All sentences of a metric where they are few, else those of the best-ranked model first."""
+    """All sentences of a metric where they are few, else first those that decide; if none does, the best-ranked model's."""
     answers = [answer for answer in report.answers if answer.metric == name]
-    decided = sum(outcome(answer) != "undecided" for answer in answers)
-    first = answers
+    first, decided = answers, [answer for answer in answers if outcome(answer) != "undecided"]
     if len(answers) > MOST_SENTENCES:
         of_best = [answer for answer in answers if best in {*answer.pair.a, *answer.pair.b}]
-        first = (of_best or answers)[:MOST_SENTENCES]
+        first = decided or (of_best or answers)[:MOST_SENTENCES]
     chosen = set(map(id, first))
     rest = [answer for answer in answers if id(answer) not in chosen]
-    return Told(name, decided, [sentence(a) for a in first], [sentence(a) for a in rest])
+    return Told(name, len(decided), [sentence(a) for a in first], [sentence(a) for a in rest])
 
 
 def _empty(scores: Scores) -> list[tuple[str, list[str]]]:
