@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from gliomap.errors import InputError, UsageError
-from gliomap.statistics import Array, permutation_of_columns
+from gliomap.statistics import ALPHA, Array, permutation_of_columns
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def friedman(values: ArrayLike, higher_is_better: bool = True) -> Friedman:
     return Friedman(float(found.statistic), float(found.pvalue), ranks.mean(axis=0), studies)
 
 
-def critical_difference(models: int, studies: int, alpha: float = 0.05) -> float:
+def critical_difference(models: int, studies: int, alpha: float = ALPHA) -> float:
     """Nemenyi's: two mean ranks of Friedman's test that are so far apart differ (Demsar 2006, section 3.2.2).
 
     Raises:

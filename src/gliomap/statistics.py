@@ -17,6 +17,9 @@ from gliomap.errors import InputError, UsageError
 Array = NDArray[np.float64]
 Verdict = Literal["supported", "not supported", "undecided"]
 
+ALPHA = 0.05
+"""A p-value, corrected where there are several, decides below this."""
+
 EXACT_FLIPS = 17
 """Up to this many pairs the permutation test goes through all 2^n flips of signs; beyond it draws `FLIPS`."""
 
@@ -131,7 +134,7 @@ def bca_interval(values: ArrayLike, level: float = 0.95, seed: int = 0, resample
     return float(found.low), float(found.high)
 
 
-def detectable_difference(differences: ArrayLike, alpha: float = 0.05, power: float = 0.8) -> float:
+def detectable_difference(differences: ArrayLike, alpha: float = ALPHA, power: float = 0.8) -> float:
     """The true mean difference that a paired t test at ``alpha`` would find, in its direction, with the chance ``power``.
 
     From the spread of these differences and their number, by the noncentral t distribution: what the sample can show
@@ -245,7 +248,7 @@ def adjusted(comparisons: Sequence[PairedComparison]) -> list[PairedComparison]:
 
 
 def verdict(
-    comparison: PairedComparison, higher_is_better: bool, claimed_gain: float | None = None, alpha: float = 0.05
+    comparison: PairedComparison, higher_is_better: bool, claimed_gain: float | None = None, alpha: float = ALPHA
 ) -> Verdict:
     """Whether an adjusted comparison bears out the claim that a is better than b.
 

@@ -9,11 +9,10 @@ import numpy as np
 from gliomap.report.scores import Array, Column, Scores
 from gliomap.report.wording import higher_is_better, is_zero, metric_title, p_text, precise, region_title
 from gliomap.rows import metric
-from gliomap.statistics import PairedComparison, Verdict, adjusted, compare_paired, verdict
+from gliomap.statistics import ALPHA, PairedComparison, Verdict, adjusted, compare_paired, verdict
 
 Outcome = Literal["better", "worse", "equal", "undecided"]
 
-ALPHA = 0.05
 
 _OUTCOMES: dict[Outcome, str] = {
     "better": "it is better.",

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Template
 from markupsafe import Markup
 
 from gliomap.ranking import Ranking, cliques, critical_difference, friedman, ranking
 from gliomap.report import charts
 from gliomap.report.answers import (
-    ALPHA,
     TESTS,
     Answer,
     Pair,
@@ -26,8 +25,10 @@ from gliomap.report.answers import (
 from gliomap.report.published_beside import published_beside
 from gliomap.report.score_table import cells, marks_of, summary_of
 from gliomap.report.scores import Column, Scores, counts_as
+from gliomap.report.templating import pages
 from gliomap.report.wording import decimals, higher_is_better, metric_title, number, p_text, precise, region_title
 from gliomap.rows import metric
+from gliomap.statistics import ALPHA
 
 MOST_SENTENCES = 12
 MOST_DIFFERENCE_CHARTS = 24
@@ -109,13 +110,7 @@ def comparison_page(report: ComparisonReport) -> str:
 
 def _template() -> Template:
     """The page's template; every value that it prints is escaped."""
-    environment = Environment(
-        loader=PackageLoader("gliomap.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = pages()
     environment.filters |= {
         "metric_title": metric_title,
         "region_title": region_title,

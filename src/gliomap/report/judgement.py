@@ -11,9 +11,9 @@ from gliomap.recipes.claims import Claim
 from gliomap.recipes.definitions import Definition, Scores, definitions, estimate, factor, of_sums, terms
 from gliomap.recipes.published import Published
 from gliomap.recipes.tables import SCORED
-from gliomap.report.reproduction import ALPHA, Judged, Line
+from gliomap.report.reproduction import Judged, Line
 from gliomap.report.swaps import Statistic, bootstrap_interval, compare_by_swaps
-from gliomap.statistics import PairedComparison, adjusted, bca_interval, compare_paired, verdict
+from gliomap.statistics import ALPHA, PairedComparison, adjusted, bca_interval, compare_paired, verdict
 
 Array = NDArray[np.float64]
 

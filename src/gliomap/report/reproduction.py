@@ -4,17 +4,15 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from gliomap.recipes.claims import Claim
 from gliomap.recipes.published import Published
 from gliomap.recipes.tables import Table
+from gliomap.report.templating import pages
 from gliomap.rows import table_csv
-from gliomap.statistics import PairedComparison
+from gliomap.statistics import ALPHA, PairedComparison
 
 Judgement = Literal["supported", "not supported", "undecided", "not tested"]
 
-ALPHA = 0.05
 COLUMNS = (
     "row",
     "number",
@@ -298,13 +296,7 @@ def claim_cells(judged: Judged) -> tuple[str, ...]:
 
 def page(reproduction: Reproduction) -> str:
     """The page as HTML text, one file that opens offline; every value in it is escaped."""
-    environment = Environment(
-        loader=PackageLoader("gliomap.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = pages()
     environment.globals |= {"cells": cells, "sentence": sentence}
     return environment.get_template("reproduction.html.j2").render(report=reproduction)
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Template
 from numpy.typing import NDArray
 
 from gliomap.classes import CLASS_NAMES, CLASS_TITLES, REGIONS, region_mask
 from gliomap.report import pictures
 from gliomap.report.pictures import Box, Plane
+from gliomap.report.templating import pages
 
 FLAIR_NAMES = ("flair", "t2f", "t2-flair")
 ENHANCED_NAMES = ("t1c", "t1ce", "t1gd", "t1-ce")
@@ -113,13 +114,7 @@ def study_page(report: StudyReport) -> str:
 
 def template() -> Template:
     """Return the page's template; every value that it prints is escaped."""
-    environment = Environment(
-        loader=PackageLoader("gliomap.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = pages()
     environment.filters |= {"hexadecimal": pictures.hexadecimal, "ml": volume_text}
     environment.tests["code"] = CODE_LIKE.fullmatch
     environment.globals |= {
