@@ -267,16 +267,8 @@ def test_a_run_that_was_cut_short_continues_where_it_stopped(tmp_path: Path, mon
     ids = small_pairs(tmp_path / "data", 5)
     data, match = tmp_path / "data", "{study}/pred_{model}.nii.gz"
     whole = _table(data, tmp_path / "whole.csv")
-    honest, seen = scoring.score, []
-
-    def until(task, *others, **more):
-        seen.append(task.truth.id)
-        if len(seen) == 4:
-            raise KeyboardInterrupt
-        return honest(task, *others, **more)
-
     with monkeypatch.context() as patch:
-        patch.setattr(scoring, "score", until)
+        seen = _interrupted_in(4, patch)
         with pytest.raises(KeyboardInterrupt):
             _table(data, tmp_path / "s.csv")
         assert not (tmp_path / "s.csv").exists()
@@ -306,17 +298,23 @@ def test_another_question_is_not_answered_with_what_was_finished(
     assert {r.metric for r in result.rows} == {"iou", "volume", "volume_truth"}
 
 
-def _cut_short(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    """Evaluate, and be interrupted in the third study."""
-    honest, seen = scoring.score, []
+def _interrupted_in(number: int, patch: pytest.MonkeyPatch) -> list[str]:
+    """Let Ctrl-C come in the study of that number; returns what is begun, as it is."""
+    honest, begun = scoring.score, []
 
     def until(task, *others, **more):
-        seen.append(task)
-        if len(seen) == 3:
+        begun.append(task.truth.id)
+        if len(begun) == number:
             raise KeyboardInterrupt
         return honest(task, *others, **more)
 
     patch.setattr(scoring, "score", until)
+    return begun
+
+
+def _cut_short(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Evaluate, and be interrupted in the third study."""
+    _interrupted_in(3, patch)
     with pytest.raises(KeyboardInterrupt):
         _table(folder / "data", folder / "s.csv")
 
@@ -470,16 +468,8 @@ def test_another_model_of_the_same_name_is_not_answered_with_the_first_ones_scor
     _phantoms(tmp_path / "data", studies=3)
     model, path = load_model(DEFAULT), tmp_path / "m.safetensors"
     save_model(path, model.recipe, model.weights, model.card)
-    honest, seen = scoring.score, []
-
-    def until(task, *others, **more):
-        seen.append(task)
-        if len(seen) == 3:
-            raise KeyboardInterrupt
-        return honest(task, *others, **more)
-
     with monkeypatch.context() as patch:
-        patch.setattr(scoring, "score", until)
+        _interrupted_in(3, patch)
         with pytest.raises(KeyboardInterrupt):
             _evaluate(path, tmp_path / "data", tmp_path / "s.csv", name="it")
     save_model(path, model.recipe, {name: array * 0 for name, array in model.weights.items()}, model.card)

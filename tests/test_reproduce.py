@@ -293,6 +293,7 @@ def test_counted_tables_need_no_data(tmp_path):
     assert found["cga_unet", "gflops", "as the paper's released code counts"] == pytest.approx(151.118, rel=1e-5)
     assert [j.verdict for j in result.reproduction.judged] == ["supported", "supported"]
     assert not (tmp_path / "rows").exists()
+    assert "gliomap 0." in (tmp_path / "reproduction.html").read_text().partition("How it was made</h2>")[2]
 
 
 def test_run_times_and_quoted_numbers_are_shown_and_never_run(tmp_path):

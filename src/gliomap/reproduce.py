@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gliomap import __version__
 from gliomap.data.datasets import find_studies, parse_labels
 from gliomap.data.rounds import (
     Rounds,
@@ -89,11 +90,12 @@ def reproduce(options: ReproduceOptions) -> ReproduceResult:
     recipes = _recipes(numbers, claims, options.settings)
     trained: dict[str, Trained] = {}
     failed: dict[str, str] = {}
-    facts: dict[str, str] = {}
+    facts = {"Made by": f"gliomap {__version__}"}
     partial, odd = "", []
     if recipes:
         studies = _studies(options)
-        rounds, facts = _prepared(options, studies, numbers, recipes)
+        rounds, told = _prepared(options, studies, numbers, recipes)
+        facts |= told
         partial, odd = _partial(options, rounds, studies), dependences(rounds, studies)
         trained, failed = _run(options, numbers, recipes, rounds)
     counts = {n: counted(n, RECIPES[n.recipe]) for n in _sizes(numbers, claims)}
