@@ -6,14 +6,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from statistics import fmean
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 from studies import small_pairs  # noqa: E402 - from the tests
 
 from gliomap.files import read_json  # noqa: E402
+from gliomap.rows import read_rows  # noqa: E402
 
 REAL = Path(os.environ.get("GLIOMAP_REAL_DATA") or ROOT.parent / "shared" / "data")
 GLIOMAP = (sys.executable, "-m", "gliomap")
@@ -77,10 +79,45 @@ def metrics_are_fast(_: Path) -> Iterator[Claim]:
     yield ratio >= 12, f"metrics against MONAI: {last}"
 
 
+QUARTER = ("--max-time", "15m", "--set", "training.patches=800", "--set", "training.validate_every=800", "--quiet")
+"""A quarter of an hour, and as many patches as two slow cores see in it, so that the learning rate comes to its end."""
+
+
+def trained_on_phantoms(folder: Path) -> Iterator[Claim]:
+    run("phantom", "-o", "data", "--studies", "60", "--seed", "1", "--quiet", folder=folder)
+    run("phantom", "-o", "unseen", "--studies", "20", "--seed", "2", "--quiet", folder=folder)
+    run("train", "attention_resunet_small", "data", "-o", "run", *QUARTER, folder=folder)
+    run("evaluate", "run/model.safetensors", "unseen", "-o", "scores.csv", "--quiet", folder=folder)
+    means = mean_dice(folder / "scores.csv")
+    yield means["WT"] > 0.8, f"15 minutes on 60 phantoms, 20 unseen ones: {in_words(means, folder / 'run')}"
+
+
+def trained_on_real_studies(folder: Path) -> Iterator[Claim]:
+    run("split", REAL / "training", "-o", "folds.json", "--folds", "5", folder=folder)
+    held_out = read_json(folder / "folds.json")["folds"][0]
+    options = ("--folds", "folds.json", "--fold", "0", *QUARTER)
+    run("train", "attention_resunet_small", REAL / "training", "-o", "run", *options, folder=folder)
+    run("evaluate", "run/model.safetensors", REAL / "training", "-o", "scores.csv", "--quiet", folder=folder)
+    means = mean_dice(folder / "scores.csv", held_out)
+    yield True, f"15 minutes on real studies, the {len(held_out)} of fold 0 unseen: {in_words(means, folder / 'run')}"
+
+
+def mean_dice(scores: Path, studies: Collection[str] = ()) -> dict[str, float]:
+    rows = [row for row in read_rows(scores) if row.metric == "dice" and (not studies or row.study in studies)]
+    regions = dict.fromkeys(row.region for row in rows)
+    return {region: fmean(row.value or 0.0 for row in rows if row.region == region) for region in regions}
+
+
+def in_words(means: dict[str, float], trained: Path) -> str:
+    record = read_json(trained / "run.json")
+    dice = ", ".join(f"{region} {mean:.3f}" for region, mean in means.items())
+    return f"mean Dice {dice} ({record['ended']} after {record['patches']} patches and {record['train_time_s']:.0f} s)"
+
+
 def main() -> int:
-    parts: list[Callable[[Path], Iterator[Claim]]] = [thousand_pairs, metrics_are_fast]
+    parts: list[Callable[[Path], Iterator[Claim]]] = [thousand_pairs, metrics_are_fast, trained_on_phantoms]
     if REAL.is_dir():
-        parts.append(attention_or_none)
+        parts += [attention_or_none, trained_on_real_studies]
     else:
         print(f"SKIP  the real studies are not in {REAL}; say where with GLIOMAP_REAL_DATA")
     failed = 0

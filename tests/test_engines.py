@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from gliomap.engines import SLICES_PER_BATCH, find_device, load_network, torch_engine
+from gliomap.engines import SLICES_PER_BATCH, find_device, load_engines, load_networks, torch_engine
 from gliomap.errors import IntegrityError, UsageError
 from gliomap.model_file import Model
 from gliomap.networks import Network, build_network, channels_last
@@ -24,7 +24,7 @@ def images(seed=0):
 
 
 def test_engine_gives_the_networks_logits():
-    network = load_network(model())
+    (network,) = load_networks(model())
     logits = torch_engine(network)(images())
     with torch.inference_mode():
         expected = network(torch.from_numpy(images())).numpy()
@@ -34,7 +34,7 @@ def test_engine_gives_the_networks_logits():
 
 
 def test_engine_takes_strided_arrays():
-    engine = torch_engine(load_network(model()))
+    engine = torch_engine(*load_networks(model()))
     turned = images().transpose(0, 1, 4, 3, 2)
     np.testing.assert_array_equal(engine(turned), engine(np.ascontiguousarray(turned)))
 
@@ -54,22 +54,45 @@ def test_engine_evaluates_whatever_mode_the_network_is_in_and_leaves_it_there():
 
 def test_loaded_network_has_the_models_weights_ready_to_run():
     stored = model()
-    network = load_network(stored)
+    (network,) = load_networks(stored)
     assert not network.training
     for name, tensor in network.state_dict().items():
         np.testing.assert_array_equal(tensor.numpy(), stored.weights[name])
 
 
 def test_half_precision_weights_run_in_float32():
-    network = load_network(model(np.float16))
+    (network,) = load_networks(model(np.float16))
     assert {p.dtype for p in network.parameters()} == {torch.float32}
 
 
 def test_weights_that_do_not_fit_the_recipe_are_refused():
     with pytest.raises(IntegrityError, match="do not fit its recipe"):
-        load_network(model(extra=np.zeros(3)))
+        load_networks(model(extra=np.zeros(3)))
     with pytest.raises(IntegrityError, match="do not fit its recipe"):
-        load_network(model(**{"head.bias": np.zeros(9, np.float32)}))
+        load_networks(model(**{"head.bias": np.zeros(9, np.float32)}))
+
+
+def ensemble():
+    """Two networks, the second with another bias in its last layer."""
+    first, second = model().weights, dict(model().weights)
+    second["head.bias"] = first["head.bias"] + np.float32(3)
+    both = {f"{n}.{name}": array for n, own in enumerate((first, second)) for name, array in own.items()}
+    return Model("test", RECIPE, both, {}, "", ("0.", "1."))
+
+
+def test_an_ensemble_has_an_engine_for_each_network():
+    engines, divisors = load_engines(ensemble(), "cpu")
+    assert divisors == load_networks(model())[0].divisors
+    first, second = (engine(images()) for engine in engines)
+    np.testing.assert_array_equal(first, torch_engine(*load_networks(model()))(images()))
+    np.testing.assert_allclose(second, first + 3, atol=1e-5)
+
+
+def test_an_ensemble_with_a_member_that_does_not_fit_is_refused():
+    stored = ensemble()
+    del stored.weights["1.head.bias"]
+    with pytest.raises(IntegrityError, match="do not fit its recipe"):
+        load_networks(stored)
 
 
 def test_channels_last_is_only_a_layout():

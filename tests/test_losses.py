@@ -17,7 +17,7 @@ from gliomap.losses import (
     dice,
     encode,
     inter_class,
-    soft_dice,
+    pooled_dice,
     supervised_attention,
 )
 from gliomap.networks import Outputs
@@ -62,16 +62,16 @@ def test_dice_term_is_monais_over_the_batch_without_background():
     torch.testing.assert_close(terms_of(logits, classes)["dice"], expected)
 
 
-def test_soft_dice_is_monais_for_each_sample_and_channel():
+def test_pooled_dice_is_monais_for_each_channel_of_the_batch():
     truth = encode(random_classes(), ALL_CLASSES)
     probabilities = torch.softmax(random_logits(), 1)
-    oracle = monai.losses.DiceLoss(reduction="none", smooth_nr=1e-6, smooth_dr=1e-6)
-    torch.testing.assert_close(soft_dice(probabilities, truth), oracle(probabilities, truth).flatten(1))
+    oracle = monai.losses.DiceLoss(reduction="none", batch=True, smooth_nr=1e-6, smooth_dr=1e-6)
+    torch.testing.assert_close(pooled_dice(probabilities, truth), oracle(probabilities, truth).flatten())
 
 
 def test_channel_absent_from_both_costs_nothing():
     probabilities = torch.zeros(1, 1, 2, 2, 2, requires_grad=True)
-    loss = soft_dice(probabilities, torch.zeros(1, 1, 2, 2, 2))
+    loss = pooled_dice(probabilities, torch.zeros(1, 1, 2, 2, 2))
     assert loss.item() == 0
     loss.sum().backward()
     assert probabilities.grad is not None

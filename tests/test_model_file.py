@@ -8,8 +8,15 @@ import pytest
 import safetensors.numpy
 import torch
 
-from gliomap.errors import InputError, IntegrityError
-from gliomap.model_file import MAX_HEADER_BYTES, content_hash, default_model, load_model, save_model
+from gliomap.errors import InputError, IntegrityError, UsageError
+from gliomap.model_file import (
+    MAX_HEADER_BYTES,
+    content_hash,
+    default_model,
+    load_model,
+    save_ensemble,
+    save_model,
+)
 from gliomap.recipes import RECIPES
 
 RECIPE = RECIPES["attention_resunet"]
@@ -217,6 +224,103 @@ def test_missing_files_and_folders_are_bad_input(tmp_path):
             load_model(path)
 
 
+def member(folder, name, recipe=RECIPE, factor=1.0, **card):
+    """A single model read back from a file."""
+    scaled = {key: (array * factor).astype(array.dtype) for key, array in weights().items()}
+    save_model(folder / f"{name}.safetensors", recipe, scaled, card)
+    return load_model(folder / f"{name}.safetensors")
+
+
+@pytest.fixture(name="ensemble")
+def _ensemble(tmp_path):
+    members = [member(tmp_path, str(n), factor=1.0 + n, seed=n) for n in range(11)]  # so that 1. begins no 10.
+    path = tmp_path / "ensemble.safetensors"
+    save_ensemble(path, members)
+    return path
+
+
+def test_an_ensemble_gives_back_the_weights_of_each_member(ensemble):
+    loaded = load_model(ensemble)
+    assert loaded.name == f"{RECIPE.name}_ensemble-{loaded.content_sha256[:8]}"
+    assert loaded.recipe == RECIPE
+    assert len(loaded.members) == 11
+    for number, own in enumerate(loaded.members):
+        assert own.keys() == weights().keys()
+        np.testing.assert_array_equal(own["encoder.weight"], weights()["encoder.weight"] * np.float32(1 + number))
+    assert loaded.content_sha256 == content_hash(loaded.weights)
+    (single,) = load_model(ensemble.parent / "3.safetensors").members
+    assert content_hash(single) == loaded.card["members"][3]["content_sha256"]
+    assert [told["seed"] for told in loaded.card["members"]] == list(range(11))
+
+
+def test_header_of_an_ensemble_is_what_the_design_says(ensemble):
+    metadata = split(ensemble.read_bytes())[0]["__metadata__"]
+    assert set(metadata) == {"format_version", "kind", "members", "card", "content_sha256"}
+    assert (metadata["format_version"], metadata["kind"]) == ("2", "ensemble")
+    members = json.loads(metadata["members"])
+    assert [told["prefix"] for told in members] == [f"{n}." for n in range(11)]
+    assert {(told["role"], told["recipe"]["name"]) for told in members} == {("network", RECIPE.name)}
+
+
+def test_a_study_that_any_member_trained_on_trains_the_ensemble(tmp_path):
+    first = member(tmp_path, "a", training_studies=["1", "2"], validation_studies=["3"], test_studies=["4", "5", "6"])
+    second = member(
+        tmp_path, "b", training_studies=["2", "3"], validation_studies=["4", "1"], test_studies=["6"], cautions=["care"]
+    )
+    save_ensemble(tmp_path / "e.safetensors", [first, second])
+    card = load_model(tmp_path / "e.safetensors").card
+    assert card["training_studies"] == ["1", "2", "3"]
+    assert card["validation_studies"] == ["4"]
+    assert card["test_studies"] == ["5", "6"]
+    assert card["cautions"] == ["care"]
+    assert not any("training_studies" in told for told in card["members"])
+
+
+def test_recipes_of_an_ensemble_may_differ_in_name_and_source_only(tmp_path):
+    first = member(tmp_path, "a")
+    renamed = member(tmp_path, "b", replace(RECIPE, name="again", source="elsewhere"))
+    save_ensemble(tmp_path / "e.safetensors", [first, renamed])
+    assert load_model(tmp_path / "e.safetensors").recipe == RECIPE
+    other = member(tmp_path, "c", replace(RECIPE, training=replace(RECIPE.training, patches=7)))
+    ensemble = load_model(tmp_path / "e.safetensors")
+    for models, match in (([first, other], "differ in more"), ([first], "at least 2"), ([first, ensemble], "single")):
+        with pytest.raises(UsageError, match=match):
+            save_ensemble(tmp_path / "refused.safetensors", models)
+    assert not (tmp_path / "refused.safetensors").exists()
+
+
+def test_one_flipped_bit_of_any_member_is_refused(ensemble):
+    header, data = split(ensemble.read_bytes())
+    for place in (0, len(data) // 2, -1):
+        changed = bytearray(data)
+        changed[place] ^= 1
+        ensemble.write_bytes(joined(header, bytes(changed)))
+        assert_refused(ensemble, "not the ones it was saved with")
+
+
+def test_members_that_do_not_share_out_the_weights_are_refused(ensemble):
+    original = json.loads(split(ensemble.read_bytes())[0]["__metadata__"]["members"])
+    other = json.loads(json.dumps(original))
+    other[1]["recipe"]["training"]["patches"] = 7
+    for members in (
+        original[:-1],
+        original[:1],
+        [*original, original[0]],
+        other,
+        [told | {"prefix": ""} for told in original],
+    ):
+        with_metadata(ensemble, members=json.dumps(members))
+        assert_refused(ensemble, "too few, of different recipes, or share weights")
+    with_metadata(ensemble, members=json.dumps([{"recipe": told["recipe"]} for told in original]))
+    assert_refused(ensemble, "prefix")
+
+
+def test_a_file_that_could_not_be_read_back_is_not_written(tmp_path):
+    with pytest.raises(InputError, match="its header would have"):
+        save_model(tmp_path / "large.safetensors", RECIPE, weights(), {"note": "x" * MAX_HEADER_BYTES})
+    assert not list(tmp_path.iterdir())
+
+
 def test_saving_leaves_no_temporary_files(model):
     save_model(model, replace(RECIPE, name="second"), weights(), {})
     assert [p.name for p in model.parent.iterdir()] == ["some.safetensors"]
@@ -226,4 +330,8 @@ def test_saving_leaves_no_temporary_files(model):
 def test_default_model_loads_where_it_ships():
     path = default_model()
     if path is not None:
-        assert load_model(path).content_sha256
+        loaded = load_model(path)
+        assert loaded.prefixes == ("",)
+        assert loaded.name == f"{loaded.recipe.name}-{loaded.content_sha256[:8]}"
+        (weights_of_it,) = loaded.members
+        assert weights_of_it.keys() == loaded.weights.keys()

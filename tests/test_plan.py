@@ -5,7 +5,7 @@ import torch
 
 from gliomap.classes import Target
 from gliomap.errors import UsageError
-from gliomap.plan import check, check_memory, plan
+from gliomap.plan import _remarks, check, check_memory, keep_heap_if_roomy, plan
 from gliomap.recipe import LossSpec, NetworkSpec, Start, with_settings
 from gliomap.recipes import RECIPES
 
@@ -45,6 +45,47 @@ def test_too_little_memory_is_refused_with_what_to_turn_down(monkeypatch):
     check_memory(replace(SMALL, frozen=whole), CPU)
 
 
+@pytest.mark.parametrize(("device", "share", "kept"), [("cpu", 2.1, 1), ("cpu", 1.9, 0), ("cuda", 2.1, 0)])
+def test_the_heap_is_kept_only_where_there_is_room_for_its_gaps(monkeypatch, device, share, kept):
+    calls = []
+    needed = plan(SMALL, "cpu")[0].memory_bytes
+    monkeypatch.setattr("gliomap.plan.keep_heap", lambda: calls.append(1))
+    monkeypatch.setattr("gliomap.plan.available_memory_bytes", lambda: int(share * needed))
+    keep_heap_if_roomy(SMALL, torch.device(device))
+    assert len(calls) == kept
+    if device == "cpu":
+        plan(SMALL, "cpu")
+        assert len(calls) == 2 * kept  # so that what is timed is what will be
+
+
+def remarks(name: str, *settings: str, device: str = "cpu") -> str:
+    return "; ".join(_remarks(with_settings(RECIPES[name], list(settings)), torch.device(device)))
+
+
+def test_a_part_of_one_patch_on_a_cpu_is_remarked_with_what_to_set():
+    assert "set training.batch_size=2" in remarks("druwas", "training.batch_size=1")
+    assert "set training.accumulation=3" in remarks("druwas", "training.batch_size=9", "training.accumulation=9")
+    assert "set training.accumulation=1" in remarks("druwas", "training.batch_size=3", "training.accumulation=3")
+    assert remarks("druwas", "training.batch_size=4", "training.accumulation=2") == ""
+    assert remarks("druwas", "training.batch_size=1", device="cuda") == ""
+    one_slice, two = (f"training.patch_size=[{depth},64,64]" for depth in (1, 2))
+    assert "a part of one" in remarks("aspp_attention_unet_t1c", "training.batch_size=1", one_slice)
+    assert "a part of one" not in remarks("aspp_attention_unet_t1c", "training.batch_size=1", two)
+
+
+def test_what_batchnorm_sees_of_a_batch_is_remarked():
+    halves = ("training.batch_size=4", "training.accumulation=2")
+    assert "each part of 2 patches" in remarks("attention_resunet", *halves)
+    assert "several processes" in remarks("attention_resunet")
+    assert "several processes" not in remarks("attention_resunet", device="cuda")
+    assert "each part" in remarks("attention_resunet", *halves, device="cuda")
+    assert "each part" not in remarks("attention_resunet")
+    assert remarks("druwas", *halves) == ""  # GroupNorm sees one patch
+    whole = ("encoder", "bottleneck", "up", "decoder", "head", "gates")
+    assert _remarks(replace(SMALL, frozen=whole), CPU) == ()  # what is frozen takes no statistics
+    assert plan(SMALL, "cpu")[0].remarks == tuple(_remarks(SMALL, CPU)) != ()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -53,6 +94,10 @@ def test_too_little_memory_is_refused_with_what_to_turn_down(monkeypatch):
         ({"training": replace(SMALL.training, loss=LossSpec("nothing"))}, "no loss is called"),
         ({"training": replace(SMALL.training, patch_size=(16, 20, 16))}, r"training\.patch_size is \(16, 20, 16\)"),
         ({"inference": replace(SMALL.inference, window=(8, 16, 16))}, r"inference\.window is \(8, 16, 16\)"),
+        (
+            {"training": replace(SMALL.training, accumulation=3)},
+            r"training\.batch_size is 2 .* multiple of 3, such as 3",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_it_begins_whatever_comes_first(changes, message):

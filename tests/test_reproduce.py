@@ -13,9 +13,10 @@ import pytest
 import torch
 from recipes.test_contract import tiny
 
+from gliomap import loop
 from gliomap.data.datasets import find_studies
 from gliomap.data.rounds import Rounds
-from gliomap.engines import load_engine
+from gliomap.engines import load_engines
 from gliomap.errors import InputError, Interrupted, UsageError
 from gliomap.files import json_bytes, read_json, write_file
 from gliomap.model_file import load_model
@@ -141,21 +142,21 @@ def test_the_same_command_again_runs_nothing_and_says_the_same(data, done, tmp_p
 
 
 def test_a_run_cut_in_the_middle_of_a_training_continues_to_the_same_result(data, done, tmp_path, monkeypatch):
-    step, taken = training._step, []
+    step, taken = loop.step, []
 
-    def pressed(run, bar):
-        values = step(run, bar)
+    def pressed(*arguments):
+        values, run = step(*arguments), arguments[0]
         taken.append(run.recipe.name)
         if len(taken) == 3:  # the second training's first step
             os.kill(os.getpid(), signal.SIGINT)
         return values
 
-    monkeypatch.setattr(training, "_step", pressed)
+    monkeypatch.setattr(loop, "step", pressed)
     with pytest.raises(Interrupted, match="the same command continues"):
         reproduce(options(data, tmp_path))
     assert not (tmp_path / "reproduction.csv").exists()
     assert record(tmp_path / "rows" / "fold1" / "cga_unet_baseline")["ended"] == "interrupted"
-    monkeypatch.setattr(training, "_step", lambda run, bar: (taken.append(run.recipe.name), step(run, bar))[1])
+    monkeypatch.setattr(loop, "step", lambda run, *more: (taken.append(run.recipe.name), step(run, *more))[1])
     reproduce(options(data, tmp_path))
     assert len(taken) == 2 * 2 * 2  # no step was taken twice
     assert [(tmp_path / name).read_bytes() for name in RESULTS] == [(done[0] / name).read_bytes() for name in RESULTS]
@@ -238,7 +239,7 @@ def test_what_rows_start_from_is_trained_once_and_a_hold_out_scores_who_validate
 ):
     trained, begin = [], training._train
     monkeypatch.setattr(
-        training, "_train", lambda o, r, s: (trained.append((o.output.name, r.name)), begin(o, r, s))[1]
+        training, "_train", lambda o, r, *more: (trained.append((o.output.name, r.name)), begin(o, r, *more))[1]
     )
     result = reproduce(options(data, tmp_path, table="000/table2", rows=(), settings=(), folds=None))
     names = ("dual_fusion_dynunet", "dual_fusion_segresnet", "dual_fusion_late", "dual_fusion_early", "dual_fusion")
@@ -258,7 +259,7 @@ def test_a_start_that_the_time_limit_cut_serves_its_row_and_the_rows_that_begin_
     data, tmp_path, tiny_recipes, monkeypatch
 ):
     trained, begin = [], training._train
-    monkeypatch.setattr(training, "_train", lambda o, r, s: (trained.append(r.name), begin(o, r, s))[1])
+    monkeypatch.setattr(training, "_train", lambda o, r, *more: (trained.append(r.name), begin(o, r, *more))[1])
     more = {"table": "000/table2", "rows": ("dual_fusion_late", "dual_fusion_early"), "max_time_s": 2.0}
     reproduce(options(data, tmp_path, **more, settings=("*.training.patches=4000",), folds=None))
     assert len(trained) == len(set(trained))
@@ -272,7 +273,7 @@ def test_paper_003_is_scored_on_the_middle_slice_of_its_test_studies(data, tmp_p
     )
     place = tmp_path / "rows" / "fold0" / "attention_unet2d_t2"
     model = load_model(place / "model.safetensors")
-    segmenter = Segmenter(model.recipe, *load_engine(model, "cpu"))
+    segmenter = Segmenter(model.recipe, *load_engines(model, "cpu"))
     rows = list(read_rows(place / "scores.csv"))
     (study,) = [s for s in find_studies(data) if s.id in {r.study for r in rows}]
     assert study.id not in [i for part in ("training", "validation") for i in record(place)["studies"][part]]

@@ -1,3 +1,5 @@
+import importlib
+import weakref
 from dataclasses import replace
 from typing import get_args
 
@@ -24,6 +26,8 @@ from gliomap.segmenter import (
     window_starts,
 )
 from gliomap.volume import Volume
+
+segmenter_module = importlib.import_module("gliomap.segmenter")
 
 RECIPE = replace(
     RECIPES["attention_resunet"],
@@ -93,11 +97,11 @@ def brain_with_tumour(shape=SHAPE, spacing=(1.0, 1.0, 1.0)):
 def test_windows_are_combined_as_by_monai(shape, window, overlap):
     network = convolutions()
     images = np.random.default_rng(1).normal(size=(2, *shape)).astype(np.float32)
-    segmenter = Segmenter(replace(RECIPE, inference=Inference(window, overlap)), engine_of(network), (1,) * 3)
+    segmenter = Segmenter(replace(RECIPE, inference=Inference(window, overlap)), (engine_of(network),), (1,) * 3)
     theirs = sliding_window_inference(
         torch.from_numpy(images)[None], window, 2, network, overlap=overlap, mode="gaussian", sigma_scale=0.125
     )
-    np.testing.assert_allclose(segmenter.logits(images), theirs[0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(segmenter.logits(images, *segmenter.engines), theirs[0].numpy(), atol=1e-5)
 
 
 def test_windows_cover_every_voxel_and_stay_inside():
@@ -127,7 +131,7 @@ def test_one_pass_sees_padded_images_and_its_padding_is_removed():
         seen.append(batch.shape)
         return np.concatenate([batch, batch + 1], 1)
 
-    logits = Segmenter(RECIPE, engine, (16,) * 3).logits(images)
+    logits = Segmenter(RECIPE, (engine,), (16,) * 3).logits(images, engine)
     assert seen == [(1, 2, 16, 16, 32)]
     np.testing.assert_array_equal(logits, np.concatenate([images, images + 1]))
 
@@ -144,7 +148,7 @@ def test_padding_is_zero_and_central():
 @pytest.mark.parametrize("inference", [Inference(), Inference((16, 16, 16), 0.5)])
 def test_a_perfect_engine_gives_back_exactly_the_mask_on_the_images_grid(inference):
     volume, tumour, _ = brain_with_tumour()
-    classes = Segmenter(replace(RECIPE, inference=inference), threshold_engine, (16,) * 3)(volume)
+    classes = Segmenter(replace(RECIPE, inference=inference), (threshold_engine,), (16,) * 3)(volume)
     assert classes.array.dtype == np.uint8
     np.testing.assert_array_equal(classes.affine, volume.affine)
     np.testing.assert_array_equal(classes.array, (tumour * np.uint8(ED))[None])
@@ -156,7 +160,7 @@ def test_a_perfect_engine_gives_back_exactly_the_mask_on_the_images_grid(inferen
 )
 def test_a_perfect_engine_at_two_millimetres_gives_nearly_the_mask(shape, spacing):
     volume, tumour, brain = brain_with_tumour(shape, spacing)
-    segmenter = Segmenter(replace(RECIPE, preprocessing=Preprocessing(spacing_mm=2.0)), threshold_engine, (16,) * 3)
+    segmenter = Segmenter(replace(RECIPE, preprocessing=Preprocessing(spacing_mm=2.0)), (threshold_engine,), (16,) * 3)
     classes = segmenter(volume)
     assert classes.array.shape == (1, *shape)
     np.testing.assert_array_equal(classes.affine, volume.affine)
@@ -178,7 +182,7 @@ def test_grid_of_equal_shape_but_another_spacing_is_still_resampled():
         sizes.append(images.shape[2:])
         return threshold_engine(images)
 
-    segmenter = Segmenter(replace(RECIPE, preprocessing=Preprocessing(spacing_mm=2.0)), engine, (1,) * 3)
+    segmenter = Segmenter(replace(RECIPE, preprocessing=Preprocessing(spacing_mm=2.0)), (engine,), (1,) * 3)
     assert segmenter.with_probabilities(volume)[1].shape == sizes[0]  # rounding up hides the difference
     found = segmenter(volume).array[0] == ED
     middles = [np.argwhere(m).mean(0) * spacing for m in (found, tumour)]
@@ -189,7 +193,7 @@ def test_grid_of_equal_shape_but_another_spacing_is_still_resampled():
 def test_nothing_is_found_outside_the_brain(spacing_mm):
     volume, _, brain = brain_with_tumour()
     recipe = replace(RECIPE, preprocessing=Preprocessing(spacing_mm=spacing_mm))
-    classes = Segmenter(recipe, everything_engine, (16,) * 3)(volume).array[0]
+    classes = Segmenter(recipe, (everything_engine,), (16,) * 3)(volume).array[0]
     np.testing.assert_array_equal(classes, brain * np.uint8(ET))
 
 
@@ -197,7 +201,7 @@ def test_oblique_study_keeps_its_affine():
     volume, tumour, _ = brain_with_tumour()
     turn = np.array([[0.96, -0.28, 0, -50], [0.28, 0.96, 0, 20], [0, 0, 1, -7], [0, 0, 0, 1]])
     oblique = Volume(volume.array, turn)
-    classes = Segmenter(RECIPE, threshold_engine, (16,) * 3)(oblique)
+    classes = Segmenter(RECIPE, (threshold_engine,), (16,) * 3)(oblique)
     np.testing.assert_array_equal(classes.affine, turn)
     np.testing.assert_array_equal(classes.array[0] == ED, tumour)
 
@@ -206,7 +210,7 @@ def test_recipes_postprocessing_is_applied():
     volume, tumour, brain = brain_with_tumour()
     volume.array[0, 8:10, 24, 18] = 300  # two bright voxels away from the ball
     assert brain[8:10, 24, 18].all()
-    segmenter = Segmenter(RECIPE, threshold_engine, (16,) * 3)
+    segmenter = Segmenter(RECIPE, (threshold_engine,), (16,) * 3)
     assert (segmenter(volume).array[0] == ED).sum() == tumour.sum() + 2
     tidy = replace(segmenter, recipe=replace(RECIPE, postprocessing=Postprocessing(3)))
     np.testing.assert_array_equal(tidy(volume).array[0] == ED, tumour)
@@ -214,7 +218,7 @@ def test_recipes_postprocessing_is_applied():
 
 def test_probabilities_are_on_the_brains_box():
     volume, tumour, brain = brain_with_tumour()
-    probabilities = Segmenter(RECIPE, threshold_engine, (16,) * 3).with_probabilities(volume)[1]
+    probabilities = Segmenter(RECIPE, (threshold_engine,), (16,) * 3).with_probabilities(volume)[1]
     places = np.argwhere(brain)
     low, high = places.min(0), places.max(0) + 1
     assert probabilities.shape == tuple(high - low)
@@ -230,7 +234,7 @@ def test_sigmoid_target_is_decoded_by_regions():
 
     volume, tumour, brain = brain_with_tumour()
     recipe = replace(RECIPE, target=NESTED_REGIONS)
-    classes = Segmenter(recipe, regions_engine, (16,) * 3)(volume).array[0]
+    classes = Segmenter(recipe, (regions_engine,), (16,) * 3)(volume).array[0]
     np.testing.assert_array_equal(classes, np.where(tumour, NCR, ED) * brain)
 
 
@@ -287,7 +291,7 @@ def test_views_are_combined_as_the_recipe_says(combine, share):
         return left_right_engine(images)
 
     recipe = replace(RECIPE, inference=Inference(views=views, combine=combine))
-    found = Segmenter(recipe, engine, (1, 1, 1))(volume).array[0] == ED
+    found = Segmenter(recipe, (engine,), (1, 1, 1))(volume).array[0] == ED
     assert len(seen) == 4
     np.testing.assert_array_equal(seen[1], seen[0][..., ::-1])
     np.testing.assert_array_equal(seen[2], seen[0][..., ::-1, ::-1])
@@ -295,6 +299,66 @@ def test_views_are_combined_as_the_recipe_says(combine, share):
     assert found.sum() / tumour.sum() == pytest.approx(share, abs=0.35)
     if combine == "mean":
         assert (found == tumour).all()  # each side is sure of its half, and the other says nothing
+
+
+def constant_engine(tissue, logit):
+    """A network that says everywhere the same tissue, so surely."""
+
+    def run(images):
+        logits = np.zeros((len(images), 4, *images.shape[2:]), np.float32)
+        logits[:, SOFTMAX_CHANNEL[tissue]] = logit
+        return logits
+
+    return run
+
+
+@pytest.mark.parametrize(("combine", "tissue"), [("mean", ET), ("vote", ED)])
+def test_networks_of_an_ensemble_are_combined_as_views_are(combine, tissue):
+    volume, _, brain = brain_with_tumour()
+    sure_of_one = (constant_engine(ET, 9), constant_engine(ED, 1), constant_engine(ED, 1))
+    recipe = replace(RECIPE, inference=Inference(views=("identity", "rotate_180"), combine=combine))
+    classes, probabilities = Segmenter(recipe, sure_of_one, (1, 1, 1)).with_probabilities(volume)
+    np.testing.assert_array_equal(classes.array[0], brain * np.uint8(tissue))
+    sure, unsure = np.exp(9) / (np.exp(9) + 3), np.e / (np.e + 3)
+    np.testing.assert_allclose(probabilities.array[SOFTMAX_CHANNEL[ET]], (sure + 2 / (np.e + 3)) / 3, rtol=1e-5)
+    np.testing.assert_allclose(
+        probabilities.array[SOFTMAX_CHANNEL[ED]], (2 * unsure + 1 / (np.exp(9) + 3)) / 3, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("spacing_mm", [None, 2.0])
+def test_an_ensembles_probabilities_are_the_mean_of_its_members(spacing_mm):
+    volume, _, _ = brain_with_tumour()
+    inference = Inference((16, 16, 16), views=("identity", "flip_left_right"))
+    recipe = replace(RECIPE, preprocessing=Preprocessing(spacing_mm=spacing_mm), inference=inference)
+    engines = tuple(engine_of(convolutions(seed=seed)) for seed in range(3))
+    together = Segmenter(recipe, engines, (1, 1, 1)).with_probabilities(volume)[1].array
+    alone = [Segmenter(recipe, (engine,), (1, 1, 1)).with_probabilities(volume)[1].array for engine in engines]
+    assert together.dtype == np.float32
+    np.testing.assert_allclose(together, np.mean(alone, 0), atol=1e-6)
+
+
+def test_a_study_is_prepared_once_and_one_networks_probabilities_are_held_at_a_time(monkeypatch):
+    volume, _, _ = brain_with_tumour()
+    prepared, held, alive = [], [], []
+    prepare, activate_one = segmenter_module.prepare, segmenter_module.activate
+
+    def counted(*arguments):
+        prepared.append(arguments)
+        return prepare(*arguments)
+
+    def watched(logits, target):
+        alive[:] = [reference for reference in alive if reference() is not None]
+        held.append(len(alive))
+        found = activate_one(logits, target)
+        alive.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(segmenter_module, "prepare", counted)
+    monkeypatch.setattr(segmenter_module, "activate", watched)
+    Segmenter(RECIPE, (threshold_engine,) * 6, (16,) * 3).with_probabilities(volume)
+    assert len(prepared) == 1
+    assert max(held) <= 1
 
 
 def test_a_truth_centred_recipe_sees_only_the_box_about_the_true_tumour():
@@ -306,7 +370,7 @@ def test_a_truth_centred_recipe_sees_only_the_box_about_the_true_tumour():
         seen.append(images.shape)
         return threshold_engine(images)
 
-    segmenter = Segmenter(replace(RECIPE, preprocessing=settings), engine, (4, 4, 4))
+    segmenter = Segmenter(replace(RECIPE, preprocessing=settings), (engine,), (4, 4, 4))
     truth = volume.with_array((tumour * np.uint8(ED)).astype(np.uint8))
     classes = segmenter(volume, truth)
     assert seen == [(1, 2, 20, 20, 20)]

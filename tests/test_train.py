@@ -1,5 +1,4 @@
 import csv
-import importlib
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from gliomap import loop, training_state
 from gliomap.classes import WHOLE_TUMOUR
 from gliomap.data.datasets import find_studies
 from gliomap.errors import InputError, Interrupted, UsageError
@@ -76,8 +76,12 @@ def test_training_leaves_a_model_a_log_and_a_record(data: Path, tmp_path: Path) 
         "model.safetensors",
         "last.safetensors",
         "checkpoint.pt",
+        "checkpoint.previous.pt",
         "recipe.json",
         "log.csv",
+        "steps.csv",
+        "training.html",
+        "tensorboard",
         "run.json",
     }
     with (tmp_path / "run" / "log.csv").open() as stream:
@@ -113,7 +117,7 @@ def test_an_interrupted_training_resumes_to_exactly_the_uninterrupted_one(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(_options(data, tmp_path / "whole"))
-    monkeypatch.setattr("gliomap.train._step", _interrupt_after(3))
+    monkeypatch.setattr("gliomap.loop.backward", _interrupt_after(3))
     with pytest.raises(Interrupted, match="--resume") as caught:
         train(_options(data, tmp_path / "parts"))
     assert caught.value.exit_code == 130
@@ -125,17 +129,15 @@ def test_an_interrupted_training_resumes_to_exactly_the_uninterrupted_one(
 
 
 def _interrupt_after(steps: int):
-    from gliomap import train as module  # noqa: PLC0415
+    original, done = loop.backward, []
 
-    original, done = module._step, []
-
-    def step(*arguments: object) -> dict[str, float]:
+    def backward(*arguments: object) -> dict[str, float]:
         done.append(1)
         if len(done) == steps:
             signal.raise_signal(signal.SIGINT)  # in the middle of a step, as Ctrl-C nearly always is
         return original(*arguments)  # pyright: ignore[reportArgumentType]
 
-    return step
+    return backward
 
 
 def test_there_is_nothing_to_resume_where_nothing_was_trained(data: Path, tmp_path: Path) -> None:
@@ -182,7 +184,7 @@ def test_the_model_is_the_one_that_validated_best_not_the_last(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.9] * 3 + [0.1] * 3)
-    monkeypatch.setattr("gliomap.train.dice", lambda *_: next(scores, 0.1))
+    monkeypatch.setattr("gliomap.loop.dice", lambda *_: next(scores, 0.1))
     result = train(_options(data, tmp_path / "run"))
     assert load_model(result.model).card["patches"] == 6
     assert not _same(_weights(result.model), _weights(tmp_path / "run" / "last.safetensors"))
@@ -195,7 +197,7 @@ def test_sizes_that_the_network_cannot_take_are_refused_before_training(data: Pa
 
 def test_resuming_with_other_training_studies_is_refused(data: Path, tmp_path: Path) -> None:
     train(_options(data, tmp_path / "run", max_time_s=1e-6))
-    with pytest.raises(UsageError, match="seed or the training studies"):
+    with pytest.raises(UsageError, match="training studies are not those of the checkpoint, such as BraTS2021"):
         train(_options(data, tmp_path / "run", resume=True, fold=1))
 
 
@@ -235,7 +237,7 @@ def test_resuming_with_another_recipe_or_seed_is_refused(data: Path, tmp_path: P
     train(_options(data, tmp_path / "run", max_time_s=1e-6))
     with pytest.raises(UsageError, match="recipe is not the one"):
         train(_options(data, tmp_path / "run", resume=True, settings=[*SETTINGS, "training.patches=14"]))
-    with pytest.raises(UsageError, match="seed or the training studies"):
+    with pytest.raises(UsageError, match="--seed 0 and this is 3"):
         train(_options(data, tmp_path / "run", resume=True, seed=3))
 
 
@@ -314,7 +316,7 @@ def test_an_interruption_while_the_first_part_trains_is_resumed(
     first = recipe_from_json(Path(_variant(tmp_path, name="first")).read_text())
     second = _variant(tmp_path, **_begun_with(first))
     whole = _train(second, data, tmp_path / "whole" / "run")
-    monkeypatch.setattr("gliomap.train._step", _interrupt_after(3))
+    monkeypatch.setattr("gliomap.loop.backward", _interrupt_after(3))
     with pytest.raises(Interrupted):
         _train(second, data, tmp_path / "parts" / "run")
     monkeypatch.undo()
@@ -350,7 +352,7 @@ def test_training_stops_early_when_the_validation_no_longer_improves(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([v for epoch in (0.3, 0.5, 0.4, 0.5, 0.9) for v in [epoch] * 3])
-    monkeypatch.setattr("gliomap.train.dice", lambda *_: next(scores))
+    monkeypatch.setattr("gliomap.loop.dice", lambda *_: next(scores))
     recipe = RECIPES["attention_resunet_small"].training
     training = replace(recipe, patches=10, validate_every=2, early_stopping=2, patch_size=(16, 32, 32), batch_size=2)
     result = _train(_variant(tmp_path, training=training), data, tmp_path / "run")
@@ -447,7 +449,7 @@ def test_dropout_resumes_exactly_too(data: Path, tmp_path: Path, monkeypatch: py
                 "inference.window=[16,32,32]", "training.patches=8", "training.validate_every=4"]  # fmt: skip
     run = {"settings": settings}
     whole = _train("cga_unet_baseline_fair", data, tmp_path / "whole", **run)
-    monkeypatch.setattr("gliomap.train._step", _interrupt_after(2))
+    monkeypatch.setattr("gliomap.loop.backward", _interrupt_after(2))
     with pytest.raises(Interrupted):
         _train("cga_unet_baseline_fair", data, tmp_path / "parts", **run)
     monkeypatch.undo()
@@ -524,15 +526,13 @@ def test_what_was_begun_with_a_training_cut_short_says_so_and_is_not_taken_over(
 
 
 def test_a_write_that_fails_loses_no_best_model(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gliomap import train as module  # noqa: PLC0415
-
     def full(path: Path, *arguments: object) -> str:
         if path.name == "last.safetensors":
             raise OSError(28, "No space left on device")
         return original(path, *arguments)  # pyright: ignore[reportArgumentType]
 
-    original = module.save_model
-    monkeypatch.setattr("gliomap.train.save_model", full)
+    original = training_state.save_model
+    monkeypatch.setattr("gliomap.training_state.save_model", full)
     with pytest.raises(OSError, match="No space"):
         train(_options(data, tmp_path / "run"))
     monkeypatch.undo()
@@ -589,8 +589,8 @@ def test_the_time_is_divided_among_the_trainings_that_have_to_run(
         limits.append(run.limit_s)
         return original(run)
 
-    original = importlib.import_module("gliomap.train")._fit
-    monkeypatch.setattr("gliomap.train._fit", fit)
+    original = loop.fit
+    monkeypatch.setattr("gliomap.train.fit", fit)
     first = recipe_from_json(Path(_variant(tmp_path, name="first")).read_text())
     other = replace(first, name="other")
     last = _variant(tmp_path, name="last", starts_from=(Start(first), Start(other)))

@@ -12,13 +12,13 @@ from gliomap.model_file import Model
 from gliomap.networks import Network, as_slices, build_network, channels_last, fast_layout
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
+Engine = Callable[[Array], Array]
 
 SLICES_PER_BATCH = 8
 """Slices of a volume that a 2-D network sees at once; more are no faster on a CPU and need more memory."""
 
 
-def torch_engine(network: Network, device: torch.device | str = "cpu") -> Callable[[Array], Array]:
+def torch_engine(network: Network, device: torch.device | str = "cpu") -> Engine:
     """An engine that runs a network as it is now, in evaluation mode, on a device; a 2-D network slice by slice."""
 
     def run(images: Array) -> Array:
@@ -41,26 +41,31 @@ def _run(network: Network, batch: Tensor) -> Tensor:
     return logits.unflatten(0, (batch.shape[0], -1)).movedim(1, 2)  # (B, K, D, H, W)
 
 
-def load_engine(model: Model, device: str) -> tuple[Callable[[Array], Array], tuple[int, int, int]]:
-    """An engine for a model file on the named device (``auto``, ``cpu``, ``cuda``), and what D, H, W must be multiples of.
+def load_engines(model: Model, device: str) -> tuple[tuple[Engine, ...], tuple[int, int, int]]:
+    """An engine for each network of a model file on the named device (``auto``, ``cpu``, ``cuda``), and what D, H, W must be
+    multiples of.
 
     Raises:
         UsageError: there is no such device.
-        IntegrityError: as `load_network`.
+        IntegrityError: as `load_networks`.
     """
     where = find_device(device)
-    network = load_network(model, where)
-    return torch_engine(network, where), network.divisors
+    networks = load_networks(model, where)
+    return tuple(torch_engine(network, where) for network in networks), networks[0].divisors
 
 
-def load_network(model: Model, device: torch.device | str = "cpu") -> Network:
-    """The network of a model file with its weights, in float32.
+def load_networks(model: Model, device: torch.device | str = "cpu") -> tuple[Network, ...]:
+    """The networks of a model file with their weights, in float32: one, or those of an ensemble.
 
     Raises:
         IntegrityError: the weights do not fit the network that the recipe names.
     """
+    return tuple(_loaded(model, weights, device) for weights in model.members)
+
+
+def _loaded(model: Model, weights: dict[str, Array], device: torch.device | str) -> Network:
     network = build_network(model.recipe)
-    state = {name: torch.from_numpy(array) for name, array in model.weights.items()}
+    state = {name: torch.from_numpy(array) for name, array in weights.items()}
     state = {name: t.float() if t.is_floating_point() else t for name, t in state.items()}
     try:
         network.load_state_dict(state)

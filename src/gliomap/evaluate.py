@@ -218,10 +218,10 @@ def _predictor(
     """What segments, if anything does; the names of the models; one task a study; and what to know of the model."""
     path = options.predictions
     if _is_model(path):
-        from gliomap.engines import load_engine  # noqa: PLC0415 - torch takes two seconds, and label maps need none
+        from gliomap.engines import load_engines  # noqa: PLC0415 - torch takes two seconds, and label maps need none
 
         model = load_model(path)
-        segmenter = Segmenter(model.recipe, *load_engine(model, options.device))
+        segmenter = Segmenter(model.recipe, *load_engines(model, options.device))
         known = [f"reproduction: {text}" for text in cautions(model.recipe)] + _seen_before(model.card, studies)
         return segmenter, (options.name or model.name,), [Task(study, None) for study in studies], known
     labels = parse_labels(options.labels)

@@ -6,7 +6,7 @@ Losses of the segmentation are taken at every level of deep supervision, with we
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -42,14 +42,16 @@ def at_size(classes: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(classes[:, None].float(), size=tuple(size), mode="nearest")[:, 0]
 
 
-def soft_dice(probabilities: Tensor, truth: Tensor, epsilon: float = 1e-6) -> Tensor:
-    """1 - (2 sum(p g) + e) / (sum(p + g) + e) for each sample and channel of (B, K, *S): (B, K), paper 004 section 3.2.
+def pooled_dice(probabilities: Tensor, truth: Tensor, epsilon: float = 1e-6) -> Tensor:
+    """1 - (2 sum(p g) + e) / (sum(p + g) + e) for each channel of (B, K, *S): (K,), paper 004 section 3.2.
 
-    A channel absent from both scores 0: it costs nothing and its gradient is finite.
+    Sums run over the voxels of the batch, in all processes. A channel absent from both scores 0: it costs nothing and its
+    gradient is finite.
     """
-    axes = tuple(range(2, probabilities.ndim))
-    overlap = (probabilities * truth).sum(axes)
-    total = (probabilities + truth).sum(axes)
+    axes = (0, *range(2, probabilities.ndim))
+    overlap, total = _over_processes(
+        torch.stack([(probabilities * truth).sum(axes), (probabilities + truth).sum(axes)])
+    )
     return 1 - (2 * overlap + epsilon) / (total + epsilon)
 
 
@@ -69,7 +71,7 @@ def dice(
     def terms(logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
         probabilities = torch.sigmoid(logits) if target.kind == "sigmoid" else torch.softmax(logits, 1)
         first = 0 if target.kind == "sigmoid" else 1
-        pooled = soft_dice(_batch_pooled(probabilities[:, first:]), _batch_pooled(truth[:, first:]), _EPSILON)
+        pooled = pooled_dice(probabilities[:, first:], truth[:, first:], _EPSILON)
         return {"dice": pooled.mean() if reduction == "mean" else pooled.sum()}
 
     return _over_levels(terms, outputs, classes, target)
@@ -89,8 +91,8 @@ def cross_entropy_dice(outputs: "Outputs", classes: Tensor, target: Target, epoc
         )
 
     def terms(logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
-        pooled = soft_dice(_batch_pooled(torch.softmax(logits, 1)), _batch_pooled(truth))
-        return {"cross_entropy": 0.5 * F.cross_entropy(logits, truth), "dice": 0.5 * pooled[:, 1:].mean()}
+        pooled = pooled_dice(torch.softmax(logits, 1), truth)
+        return {"cross_entropy": 0.5 * F.cross_entropy(logits, truth), "dice": 0.5 * pooled[1:].mean()}
 
     return _over_levels(terms, outputs, classes, target)
 
@@ -109,7 +111,7 @@ def binary_cross_entropy_dice(outputs: "Outputs", classes: Tensor, target: Targe
         )
 
     def terms(logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
-        pooled = soft_dice(torch.sigmoid(logits).flatten()[None, None], truth.flatten()[None, None])
+        pooled = pooled_dice(torch.sigmoid(logits).flatten()[None, None], truth.flatten()[None, None])
         return {"binary_cross_entropy": F.binary_cross_entropy_with_logits(logits, truth), "dice": pooled.mean()}
 
     return _over_levels(terms, outputs, classes, target)
@@ -167,7 +169,8 @@ def inter_class(prototypes: Tensor, present: Tensor, form: Literal["code", "pape
 
     ``paper``: 0.1 times -log(1 + D), D the sum of the distances of all ordered pairs of classes (equations 9 and 10), in the
     mean over the samples; the factor is ours, the paper asks for the magnitude of the other terms. ``code``: 10 log(1 + 100 / D),
-    D the sum over the samples of the root of all squared distances. A sample with fewer than two classes adds nothing.
+    D the sum over the samples, of all processes, of the root of all squared distances. A sample with fewer than two
+    classes adds nothing.
     Gradients are finite where prototypes coincide.
     """
     prototypes = prototypes.float()  # half precision cannot hold 100 / D
@@ -177,8 +180,11 @@ def inter_class(prototypes: Tensor, present: Tensor, form: Literal["code", "pape
     if form == "paper":
         distances = ((squares + _EPSILON).sqrt() * pairs).sum((1, 2))  # (B,)
         return -0.1 * torch.log1p(distances).mean()
-    distance = ((squares.sum((1, 2)) + _EPSILON).sqrt() * pairs.any(2).any(1)).sum()
-    return 10 * torch.log1p(100 / (distance + _EPSILON)) * pairs.any()
+    counts = pairs.any(2).any(1).float()  # (B,)
+    distance, found = _over_processes(
+        torch.stack([((squares.sum((1, 2)) + _EPSILON).sqrt() * counts).sum(), counts.sum()])
+    )
+    return 10 * torch.log1p(100 / (distance + _EPSILON)) * (found > 0)
 
 
 def _over_levels(
@@ -193,8 +199,32 @@ def _over_levels(
     return mean
 
 
-def _batch_pooled(x: Tensor) -> Tensor:
-    return x.movedim(0, 1).flatten(1)[None]  # (1, K, B * voxels)
+def _over_processes(sums: Tensor) -> Tensor:
+    """Sums over all processes of a training, which their gradients know of; those of a training in one process are whole."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return sums
+    return _SumOverProcesses.apply(sums)
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum over the processes. The gradient is, too: each of them has the same loss, to which this process adds.
+
+    So the mean of the processes' gradients, which is what they train with, is that of one process with all patches.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, sums: Tensor) -> Tensor:  # noqa: ARG004 - torch asks for it
+        return _summed(sums)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ARG004 - torch asks for it
+        return _summed(gradients[0])
+
+
+def _summed(tensor: Tensor) -> Tensor:
+    out = tensor.detach().clone()
+    torch.distributed.all_reduce(out)
+    return out
 
 
 LOSSES: dict[str, Loss] = {

@@ -1,8 +1,12 @@
-"""Model files: one safetensors file with the weights, the recipe and the card, refused when its content is not what it says."""
+"""Model files: one safetensors file with the weights, the recipe and the card, refused when its content is not what it says.
+
+A file holds a single network, or an ensemble: several trainings of one recipe.
+"""
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,9 +28,10 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class Model:
-    """A trained network: its recipe, its weights by name, and what is known about it (``card``).
+    """A trained network or an ensemble: its recipe, its weights by name, and what is known about it (``card``).
 
-    ``name`` is the recipe and the start of the content hash, so that rows of scores tell two trainings apart.
+    ``name`` is the recipe and the start of the content hash, so that rows of scores tell two trainings apart. Each member of
+    an ensemble has its weights under its prefix; a single network has the empty one.
     """
 
     name: str
@@ -34,6 +39,15 @@ class Model:
     weights: dict[str, Array]
     card: dict[str, Any]
     content_sha256: str
+    prefixes: tuple[str, ...] = ("",)
+
+    @property
+    def members(self) -> list[dict[str, Array]]:
+        """The weights of each network, by their names in it."""
+        return [
+            {name.removeprefix(prefix): array for name, array in self.weights.items() if name.startswith(prefix)}
+            for prefix in self.prefixes
+        ]
 
 
 def content_hash(weights: dict[str, Array]) -> str:
@@ -47,18 +61,83 @@ def content_hash(weights: dict[str, Array]) -> str:
 
 
 def save_model(path: Path, recipe: Recipe, weights: dict[str, Array], card: dict[str, Any]) -> str:
-    """Write a model file whole or not at all; returns its content hash."""
+    """Write a model file whole or not at all; returns its content hash.
+
+    Raises:
+        InputError: it cannot be written, or its header would be larger than `load_model` reads.
+    """
+    return _save(path, "single", [{"prefix": "", "role": "network", "recipe": recipe}], weights, card)
+
+
+def save_ensemble(path: Path, models: Sequence[Model]) -> str:
+    """Write several trainings of one recipe as a model file whose probabilities are their mean; returns its content hash.
+
+    The recipes may differ in name and source only, so that a study is prepared once. Of the card's studies, those that any
+    member trained on train the ensemble, of the others those that chose the weights of any validate it, and those that
+    neither did for any are its test.
+
+    Raises:
+        UsageError: there are fewer than 2, one is an ensemble itself, or the recipes differ.
+        InputError: as `save_model`.
+    """
+    if len(models) < 2 or any(len(model.prefixes) > 1 for model in models):
+        raise UsageError("an ensemble is made of single networks, at least 2 of them")
+    if not _alike([model.recipe for model in models]):
+        raise UsageError(
+            f"{', '.join(dict.fromkeys(m.recipe.name for m in models))} differ in more than their names; an ensemble is of "
+            "trainings of one recipe, with the same settings"
+        )
+    members = [{"prefix": f"{n}.", "role": "network", "recipe": model.recipe} for n, model in enumerate(models)]
+    weights = {f"{n}.{name}": array for n, model in enumerate(models) for name, array in model.weights.items()}
+    return _save(path, "ensemble", members, weights, _merged_card(models))
+
+
+def _save(
+    path: Path, kind: str, members: Sequence[dict[str, Any]], weights: dict[str, Array], card: dict[str, Any]
+) -> str:
     weights = {name: np.asarray(array, order="C") for name, array in weights.items()}  # safetensors ignores strides
     digest = content_hash(weights)
     header = {
         "format_version": FORMAT_VERSION,
-        "kind": "single",
-        "members": json.dumps([{"prefix": "", "role": "network", "recipe": json.loads(recipe_json(recipe))}]),
+        "kind": kind,
+        "members": json.dumps([member | {"recipe": json.loads(recipe_json(member["recipe"]))} for member in members]),
         "card": json.dumps(card),
         "content_sha256": digest,
     }
-    write_file(path, safetensors.numpy.save(weights, header))
+    content = safetensors.numpy.save(weights, header)
+    header_bytes = int.from_bytes(content[:8], "little")
+    if header_bytes > MAX_HEADER_BYTES:
+        raise InputError(
+            f"cannot write {path}: its header would have {header_bytes} bytes, and no model file has more than "
+            f"{MAX_HEADER_BYTES}. Use fewer members"
+        )
+    write_file(path, content)
     return digest
+
+
+def _alike(recipes: Sequence[Recipe]) -> bool:
+    """Whether recipes differ in nothing but what they are called and where they come from."""
+    return len({recipe_json(replace(recipe, name="any", source="")) for recipe in recipes}) == 1
+
+
+def _merged_card(models: Sequence[Model]) -> dict[str, Any]:
+    """What is known of an ensemble: its studies, cautions, and of each member all but its studies."""
+    trained, validated, tested = (
+        {study for model in models for study in model.card.get(f"{part}_studies", ())}
+        for part in ("training", "validation", "test")
+    )
+    studies = {
+        "training_studies": sorted(trained),
+        "validation_studies": sorted(validated - trained),
+        "test_studies": sorted(tested - trained - validated),
+    }
+    cautions = dict.fromkeys(text for model in models for text in model.card.get("cautions", ()))
+    members = [
+        {"name": model.name, "content_sha256": model.content_sha256}
+        | {name: value for name, value in model.card.items() if name not in (*studies, "cautions")}
+        for model in models
+    ]
+    return {**studies, "cautions": list(cautions), "members": members}
 
 
 def load_model(path: Path) -> Model:
@@ -86,10 +165,10 @@ def load_model(path: Path) -> Model:
 
 def _checked(path: Path, header: dict[str, str], weights: dict[str, Array]) -> Model:
     version, kind = header.get("format_version"), header.get("kind")
-    if version != FORMAT_VERSION or kind != "single":
+    if version != FORMAT_VERSION or kind not in ("single", "ensemble"):
         raise IntegrityError(
             f"{path} has format version {version!r} and kind {kind!r}; this gliomap reads version {FORMAT_VERSION!r}, "
-            "kind 'single'. Use the gliomap that wrote it, or a newer one"
+            "kinds 'single' and 'ensemble'. Use the gliomap that wrote it, or a newer one"
         )
     digest = content_hash(weights)
     if digest != header.get("content_sha256"):
@@ -98,11 +177,18 @@ def _checked(path: Path, header: dict[str, str], weights: dict[str, Array]) -> M
         )
     try:
         members = json.loads(header["members"])
-        recipe = recipe_from_json(json.dumps(members[0]["recipe"]))
-        card = json.loads(header["card"])
+        recipes = [recipe_from_json(json.dumps(member["recipe"])) for member in members]
+        prefixes = tuple(str(member["prefix"]) for member in members) if kind == "ensemble" else ("",)
+        card, recipe = json.loads(header["card"]), recipes[0]
     except (LookupError, TypeError, ValueError, RecursionError, UsageError) as error:
         raise IntegrityError(f"the header of {path} cannot be read: {error}") from error
-    return Model(f"{recipe.name}-{digest[:8]}", recipe, weights, card, digest)
+    owned = all(sum(name.startswith(prefix) for prefix in prefixes) == 1 for name in weights)
+    if not owned or not _alike(recipes) or len(members) < 1 + (kind == "ensemble"):
+        raise IntegrityError(
+            f"the header of {path} cannot be read: its members are too few, of different recipes, or share weights"
+        )
+    name = recipe.name if kind == "single" else f"{recipe.name}_ensemble"
+    return Model(f"{name}-{digest[:8]}", recipe, weights, card, digest, prefixes)
 
 
 def default_model() -> Path | None:

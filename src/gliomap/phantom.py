@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from gliomap.data.phantoms import STUDIES_PER_SEED
 from gliomap.data.synthetic import GENERATOR_VERSION, make_phantom
 from gliomap.data.writing import LAYOUTS, dataset_json, phantom_id, study_files
 from gliomap.errors import UsageError
@@ -11,7 +12,6 @@ from gliomap.manifest import RunRecord
 from gliomap.progress import progress_bar
 from gliomap.volume import Volume
 
-STUDIES_PER_SEED = 10_000
 MAX_SIZE = 512
 
 

@@ -1,16 +1,17 @@
 """What a training will take, said before it begins."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
+from gliomap.distribution import share_of_batch
 from gliomap.engines import find_device
 from gliomap.errors import UsageError
 from gliomap.losses import build_loss
 from gliomap.machine import available_memory_bytes
-from gliomap.networks import Network, build_network
-from gliomap.networks.training_cost import patch_time_s, training_memory_bytes
+from gliomap.networks import Network, build_network, keep_heap
+from gliomap.networks.training_cost import part_size, patch_size, patch_time_s, training_memory_bytes
 from gliomap.recipe import Recipe, Start
 
 TRUSTED = 0.8
@@ -22,7 +23,8 @@ class Stage:
     """One training of a plan: its steps and validations, the memory in bytes and the seconds that it is expected to take.
 
     ``time_s`` is of the steps alone: reading studies, augmentation and validation come on top. ``refused``: why it would
-    not be begun on this machine now; empty if it would.
+    not be begun on this machine now; empty if it would. ``remarks``: what its batch means for speed and results
+    here. Where twice ``memory_bytes`` are free, up to so much is used: see `keep_heap_if_roomy`.
     """
 
     recipe: str
@@ -32,6 +34,7 @@ class Stage:
     memory_bytes: int
     time_s: float
     refused: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 def plan(recipe: Recipe, device: str = "auto") -> list[Stage]:
@@ -47,9 +50,10 @@ def plan(recipe: Recipe, device: str = "auto") -> list[Stage]:
     steps = -(-settings.patches // settings.batch_size)
     validations = -(-settings.patches // settings.validate_every)
     where = find_device(device)
+    keep_heap_if_roomy(recipe, where)
     time_s, memory = patch_time_s(recipe, where) * settings.patches, training_memory_bytes(recipe)
-    refused = _too_much(recipe, memory, where)
-    return [*stages, Stage(recipe.name, settings.patches, steps, validations, memory, time_s, refused)]
+    refused, remarks = _too_much(recipe, memory, where), _remarks(recipe, where)
+    return [*stages, Stage(recipe.name, settings.patches, steps, validations, memory, time_s, refused, remarks)]
 
 
 def check(recipe: Recipe) -> None:
@@ -57,10 +61,11 @@ def check(recipe: Recipe) -> None:
 
     Raises:
         UsageError: a network or loss does not take its settings, a size does not fit the network, a part to freeze does not
-            exist, weights will not fit, or the target has no region.
+            exist, weights will not fit, the batch does not divide into its parts, or the target has no region.
     """
     network = _network(recipe)
     settings = recipe.training
+    share_of_batch(settings, 1)
     for start in recipe.starts_from:
         check(start.recipe)
         if _shapes(_part(network, start.into)) != _shapes(_network(start.recipe)):
@@ -87,16 +92,45 @@ def check(recipe: Recipe) -> None:
             raise UsageError(f"two different recipes are called {one.name} in what {recipe.name} starts from")
 
 
-def check_memory(recipe: Recipe, device: torch.device) -> None:
-    """Refuse a training that does not fit into the memory that is free.
+def check_memory(recipe: Recipe, device: torch.device, processes: int = 1) -> None:
+    """Refuse a training whose share, in each of the processes, does not fit into the memory that is free.
 
     Raises:
-        UsageError: it does not; the message says what to turn down.
+        UsageError: it does not, and the message says what to turn down; or the batch cannot be divided among the processes.
     """
     if not _trains(_network(recipe)):
         return
-    if refused := _too_much(recipe, training_memory_bytes(recipe), device):
+    share = replace(recipe.training, batch_size=share_of_batch(recipe.training, processes))
+    if refused := _too_much(recipe, training_memory_bytes(replace(recipe, training=share)), device):
         raise UsageError(refused)
+
+
+def keep_heap_if_roomy(recipe: Recipe, device: torch.device) -> None:
+    """Have a training on a CPU keep its heap, which is faster, if as much again as it needs is free; see `keep_heap`."""
+    if device.type == "cpu" and 2 * training_memory_bytes(recipe) <= available_memory_bytes():
+        keep_heap()
+
+
+def _remarks(recipe: Recipe, device: torch.device) -> tuple[str, ...]:
+    network, settings = _network(recipe), recipe.training
+    part, (_, slices) = part_size(settings), patch_size(network, settings.patch_size)
+    found: list[str] = []
+    if device.type == "cpu" and part * slices == 1:
+        better = "batch_size=2" if settings.batch_size == 1 else f"accumulation={_fewer(settings.batch_size)}"
+        found.append(
+            f"on a CPU a part of one patch takes up to twice the time of its share of two: set training.{better}"
+        )
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in network.modules()):
+        if settings.accumulation > 1:
+            found.append(f"BatchNorm takes its statistics over each part of {part} patches, not over the batch")
+        if device.type == "cpu":
+            found.append("in several processes BatchNorm takes its statistics over each one's own patches on a CPU")
+    return tuple(found)
+
+
+def _fewer(batch: int) -> int:
+    """The most equal parts of a batch that have more than one patch each."""
+    return next(batch // size for size in range(2, batch + 1) if batch % size == 0)
 
 
 def _too_much(recipe: Recipe, needed: int, device: torch.device) -> str:
@@ -107,8 +141,8 @@ def _too_much(recipe: Recipe, needed: int, device: torch.device) -> str:
         return ""
     return (
         f"training {recipe.name} needs about {needed / 1e9:.0f} GB and {free / 1e9:.0f} GB are free; turn down "
-        f"training.batch_size (now {settings.batch_size}) or training.patch_size (now {list(settings.patch_size)}), "
-        "or set network.settings.recompute=true where the network has it"
+        f"training.batch_size (now {settings.batch_size}) or training.patch_size (now {list(settings.patch_size)}), turn up "
+        f"training.accumulation (now {settings.accumulation}), or set network.settings.recompute=true where the network has it"
     )
 
 

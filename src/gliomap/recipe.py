@@ -11,6 +11,7 @@ from gliomap.errors import UsageError
 
 _STRICT = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
 _Share = Annotated[float, pydantic.Field(ge=0, le=1)]
+_Part = Annotated[float, pydantic.Field(gt=0, le=1)]
 
 
 Size = tuple[pydantic.PositiveInt, pydantic.PositiveInt, pydantic.PositiveInt]
@@ -63,29 +64,72 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
-class Augmentation:
-    """Ranges that training samples are drawn from; zero or False switches a part off.
+class Shares:
+    """The share of samples that each part of an `Augmentation` is applied to.
 
-    ``rotation_degrees`` about each axis, ``scale`` relative size change, ``elastic_voxels`` standard deviation of the
-    displacement of control points ``elastic_spacing`` voxels apart, ``intensity_scale`` and ``intensity_shift`` per
-    modality in standard deviations, ``gamma`` the range of exponents, ``noise`` standard deviation.
+    ``modality``: of the modalities of a sample that is blurred or of low resolution, the share that is.
+    """
+
+    __pydantic_config__ = _STRICT
+    flips: _Share = 1.0
+    rotation: _Share = 1.0
+    rotate_90: _Share = 1.0
+    scale: _Share = 1.0
+    elastic: _Share = 1.0
+    blur: _Share = 1.0
+    low_resolution: _Share = 1.0
+    modality: _Share = 1.0
+    inverted_gamma: _Share = 1.0
+    gamma: _Share = 1.0
+    contrast: _Share = 1.0
+    intensity_scale: _Share = 1.0
+    intensity_shift: _Share = 1.0
+    noise: _Share = 1.0
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Ranges that training samples are drawn from; zero, False or a range of one value that changes nothing switches a part off.
+
+    ``flips`` of each axis for half of the samples, ``rotation_degrees`` about each axis, ``rotate_90`` quarter turns in each
+    plane of two equally long axes, ``scale`` relative size change, ``elastic_voxels`` standard deviation of the displacement
+    of control points ``elastic_spacing`` voxels apart. Along an axis shorter than a third of the longest nothing but flips
+    moves: these are slices, and a turn would read outside them.
+
+    Per modality: ``intensity_scale`` (brightness) and ``intensity_shift`` in standard deviations, ``gamma`` the range of
+    exponents, ``inverted_gamma`` the same on the negated image, both with the brain's mean and standard deviation restored
+    if ``gamma_keeps_moments``, ``contrast`` the range of factors about the brain's mean, ``blur_voxels`` the range of
+    standard deviations, ``low_resolution`` the range of the share of voxels left along each axis, ``modality_dropout`` the
+    share of modalities that are zeroed, never all of a sample. ``noise`` is the largest standard deviation.
     """
 
     __pydantic_config__ = _STRICT
     flips: bool = False
     rotation_degrees: float = 0.0
+    rotate_90: bool = False
     scale: _Share = 0.0
-    elastic_voxels: float = 0.0
+    elastic_voxels: pydantic.NonNegativeFloat = 0.0
     elastic_spacing: pydantic.PositiveInt = 20
     intensity_scale: float = 0.0
     intensity_shift: float = 0.0
-    gamma: tuple[float, float] = (1.0, 1.0)
-    noise: float = 0.0
+    gamma: tuple[pydantic.PositiveFloat, pydantic.PositiveFloat] = (1.0, 1.0)
+    inverted_gamma: tuple[pydantic.PositiveFloat, pydantic.PositiveFloat] = (1.0, 1.0)
+    gamma_keeps_moments: bool = False
+    contrast: tuple[pydantic.NonNegativeFloat, pydantic.NonNegativeFloat] = (1.0, 1.0)
+    blur_voxels: tuple[pydantic.NonNegativeFloat, pydantic.NonNegativeFloat] = (0.0, 0.0)
+    low_resolution: tuple[_Part, _Part] = (1.0, 1.0)
+    modality_dropout: _Share = 0.0
+    noise: pydantic.NonNegativeFloat = 0.0
+    shares: Shares = Shares()
 
 
 @dataclass(frozen=True)
 class Training:
     """How weights are found, with Adam. Budget and intervals are counted in training patches seen.
+
+    ``batch_size`` patches make one step of the optimiser, over all processes; they go through the network in
+    ``accumulation`` equal parts, which needs less memory. Gradients are scaled down to a norm of ``clip_norm``. With
+    ``ema_decay`` the weights that are validated and kept are a running mean: so much of the old at every step.
 
     ``patch_size`` is D, H, W. ``foreground_share`` of the patches are centred on a tumour voxel, the class chosen first.
     ``patch_place`` of the others along D: ``anywhere``, the ``middle`` of the study's grid, or where an axial slice shows
@@ -105,6 +149,9 @@ class Training:
     learning_rate: pydantic.PositiveFloat
     weight_decay: pydantic.NonNegativeFloat = 0.0
     amsgrad: bool = False
+    accumulation: pydantic.PositiveInt = 1
+    clip_norm: pydantic.PositiveFloat | None = None
+    ema_decay: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = None
     schedule: Literal["constant", "cosine", "polynomial", "plateau"] = "constant"
     cosine_cycles: pydantic.PositiveInt = 1
     polynomial_power: pydantic.PositiveFloat = 0.9

@@ -20,21 +20,22 @@ from gliomap.data.rounds import (
 from gliomap.data.study import Study
 from gliomap.errors import InputError, Interrupted, UsageError, reason
 from gliomap.evaluate import EvaluateOptions, evaluate
-from gliomap.files import json_bytes, read_json, sha256, write_file, write_files
+from gliomap.files import json_bytes, sha256, write_file, write_files
 from gliomap.manifest import RunRecord, plain
 from gliomap.plan import check
 from gliomap.recipe import Recipe, with_settings
-from gliomap.recipes import RECIPES, find_recipe
+from gliomap.recipes import RECIPES
 from gliomap.recipes.claims import Claim, claims_of
 from gliomap.recipes.costs import counted
 from gliomap.recipes.definitions import definitions, metrics_of
 from gliomap.recipes.published import Published
 from gliomap.recipes.tables import SCORED, Table, find_table
+from gliomap.repeat import read_record, refuse_another, unfinished
 from gliomap.report.judgement import Outcome, Trained, judge, lines_of
 from gliomap.report.reproduction import Reproduction, claims_csv, lines_csv, markdown, page, share_text
 from gliomap.rows import read_rows
-from gliomap.starts import FINISHED, MODEL, STARTS, training_time_s
-from gliomap.train import CHECKPOINT, TrainOptions, train
+from gliomap.starts import FINISHED, MODEL, training_time_s
+from gliomap.train import TrainOptions, train
 
 QUESTION, FOLDS, SCORES = "reproduce.json", "folds.json", "scores.csv"
 FOLD_COUNT = 5
@@ -176,7 +177,7 @@ def _prepared(
         "settings": options.settings,
         "labels": options.labels,
     }
-    _refuse_another(options.output / QUESTION, plain(question))
+    refuse_another(options.output / QUESTION, plain(question), "a reproduction")
     write_file(options.output / QUESTION, json_bytes(plain(question)))
     write_file(
         options.output / FOLDS,
@@ -186,17 +187,6 @@ def _prepared(
     facts["Settings"] = ", ".join(options.settings) or "the recipes' own"
     facts["Time for training"] = f"{options.max_time_s:g} s" if options.max_time_s else "not limited"
     return rounds, facts
-
-
-def _refuse_another(path: Path, question: dict[str, Any]) -> None:
-    if not path.exists():
-        return
-    before = read_json(path)
-    if different := [name for name in question if not isinstance(before, dict) or before.get(name) != question[name]]:
-        raise UsageError(
-            f"{path.parent} holds a reproduction that differs in {', '.join(different)}; continue it with the same command, "
-            "or choose another place with -o"
-        )
 
 
 def _rounds(options: ReproduceOptions, studies: list[Study], recipes: Sequence[Recipe], *, crossed: bool) -> Rounds:
@@ -249,33 +239,22 @@ def _run(
 
 def _train(options: ReproduceOptions, recipe: Recipe, folder: Path, fold: int, limit_s: float) -> None:
     """Begin or continue the training of a recipe, unless it came to its end or used up its time."""
-    written = folder / "recipe.json"
-    if written.exists() and find_recipe(str(written)) != recipe:
-        raise UsageError(
-            f"{folder} holds a training by another recipe of that name, most likely of another version of gliomap; choose "
-            "another place with -o"
-        )
-    run = _record(folder / "run.json")
-    if run.get("ended") in FINISHED or (run and training_time_s(folder) >= limit_s):
-        return
-    begun = (folder / CHECKPOINT).exists() or any((folder / STARTS).rglob(CHECKPOINT))
-    train(
-        TrainOptions(
-            recipe=recipe.name,
-            data=options.data or Path(),
-            output=folder,
-            settings=list(options.settings),
-            folds=options.output / FOLDS,
-            fold=fold,
-            seed=options.seed,
-            max_time_s=None if math.isinf(limit_s) else limit_s,
-            cut_starts=True,  # the row it starts from had the same limit
-            resume=begun,
-            labels=options.labels,
-            device=options.device,
-            quiet=options.quiet,
-        )
+    asked = TrainOptions(
+        recipe=recipe.name,
+        data=options.data or Path(),
+        output=folder,
+        settings=list(options.settings),
+        folds=options.output / FOLDS,
+        fold=fold,
+        seed=options.seed,
+        max_time_s=None if math.isinf(limit_s) else limit_s,
+        cut_starts=True,  # the row it starts from had the same limit
+        labels=options.labels,
+        device=options.device,
+        quiet=options.quiet,
     )
+    if (left := unfinished(asked)) is not None:
+        train(left)
 
 
 def _score(options: ReproduceOptions, numbers: Sequence[Published], folder: Path, studies: tuple[str, ...]) -> None:
@@ -293,7 +272,7 @@ def _score(options: ReproduceOptions, numbers: Sequence[Published], folder: Path
         device=options.device,
         quiet=options.quiet,
     )
-    before = _record((folder / SCORES).with_suffix(".run.json"))
+    before = read_record((folder / SCORES).with_suffix(".run.json"))
     told = plain({"metrics": asked.metrics, "studies": asked.studies, "slices": asked.slices})
     same = told.items() <= before.get("options", {}).items() if (folder / SCORES).exists() else False
     if not same or before.get("predictions_sha256") != sha256(folder / MODEL):
@@ -303,7 +282,7 @@ def _score(options: ReproduceOptions, numbers: Sequence[Published], folder: Path
 def _collected(name: str, folders: Sequence[Path], rounds: Rounds) -> Trained:
     """The scores of all folds together; of trainings that saw different numbers of patches, the smallest counts."""
     rows = [row for folder in folders for row in read_rows(folder / SCORES)]
-    runs = [_record(folder / "run.json") for folder in folders]
+    runs = [read_record(folder / "run.json") for folder in folders]
     patches = [run["patches"] for run in runs if run["ended"] != "nothing to train"]
     ends = [how for run in runs for how in (run["ended"], *(start["ended"] for start in run["starts_from"].values()))]
     return Trained(
@@ -318,16 +297,8 @@ def _collected(name: str, folders: Sequence[Path], rounds: Rounds) -> Trained:
 
 def _odd(folder: Path, run: dict[str, Any]) -> list[str]:
     """What a training and its evaluation warned of, and the studies that either left out."""
-    left_out = run["studies"]["failed"] | _record((folder / SCORES).with_suffix(".run.json")).get("failed", {})
+    left_out = run["studies"]["failed"] | read_record((folder / SCORES).with_suffix(".run.json")).get("failed", {})
     return [*run["warnings"], *(f"{study} is left out: {why}" for study, why in left_out.items())]
-
-
-def _record(path: Path) -> dict[str, Any]:
-    try:
-        found = read_json(path)
-    except InputError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _partial(options: ReproduceOptions, rounds: Rounds, studies: Sequence[Study]) -> str:

@@ -1,15 +1,9 @@
 """Scoring one study against its truth, and many of them in several processes: rows, what failed, and what is odd."""
 
 import math
-import os
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
-from multiprocessing import get_context, parent_process
-from signal import SIG_IGN, SIGINT, signal
 from typing import Literal, NamedTuple
 
 from gliomap.calibration import calibrate
@@ -23,6 +17,7 @@ from gliomap.preprocess import brain_mask
 from gliomap.rows import CALIBRATION_METRICS, LESION_METRICS, Protocol, Row, failed_row, score_rows
 from gliomap.segmenter import Segmenter
 from gliomap.volume import Volume, grid_distance_mm
+from gliomap.workers import worker_pool
 
 Slices = Literal["all", "middle"]
 
@@ -85,55 +80,25 @@ def score_all(
         return
     waiting = iter(tasks)
     running: dict[Future[Scores], Task] = {}
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _begin_worker)
-    try:
-        while True:
-            for task in waiting:
-                with _deaf_children():
+    killed = (
+        "a process that scored was killed, most likely for want of memory. What was finished is kept: run the same command again "
+        "with fewer --jobs"
+    )
+    with worker_pool(jobs, killed) as pool:
+        try:
+            while True:
+                for task in waiting:
                     running[pool.submit(score, task, question, threads=1)] = task
-                if len(running) == 2 * jobs:
-                    break
-            if not running:
-                return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                yield running.pop(future), future.result()
-    except BrokenProcessPool as error:
-        raise InputError(
-            "a process that scored was killed, most likely for want of memory. What was finished is kept: run the same "
-            "command again with fewer --jobs. In a script of your own, evaluate below: if __name__ == '__main__'"
-        ) from error
-    except KeyboardInterrupt:
-        pool.shutdown(cancel_futures=True)
-        yield from ((task, f.result()) for f, task in running.items() if f.done() and not f.cancelled())
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _begin_worker() -> None:
-    """Leave Ctrl-C to the process that asked, and end with it, whatever ends it."""
-    signal(SIGINT, SIG_IGN)
-    parent = parent_process()
-
-    def end_with_parent() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-@contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Processes that are begun inside do not hear Ctrl-C from the start; this one does again afterwards."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread is told of Ctrl-C
-        yield
-        return
-    before = signal(SIGINT, SIG_IGN)
-    try:
-        yield
-    finally:
-        signal(SIGINT, before)
+                    if len(running) == 2 * jobs:
+                        break
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(future), future.result()
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            yield from ((task, f.result()) for f, task in running.items() if f.done() and not f.cancelled())
+            raise
 
 
 def score(task: Task, question: Question, segmenter: Segmenter | None = None, threads: int = -1) -> Scores:

@@ -22,7 +22,7 @@ from gliomap.classes import (
 from gliomap.data.datasets import count_layouts, find_studies, parse_labels, study_from_files
 from gliomap.data.images import label_bytes
 from gliomap.data.study import Study
-from gliomap.engines import load_engine
+from gliomap.engines import load_engines
 from gliomap.errors import InputError, Interrupted, UsageError, reason
 from gliomap.files import json_bytes, read_json, sha256, write_files
 from gliomap.manifest import RunRecord
@@ -164,7 +164,7 @@ def load_segmenter(path: Path | None, device: str = "auto") -> tuple[Model, Segm
     if path is None:
         raise UsageError("this gliomap ships no model; train one (gliomap train) and give it with -m")
     model = load_model(path)
-    return model, Segmenter(model.recipe, *load_engine(model, device))
+    return model, Segmenter(model.recipe, *load_engines(model, device))
 
 
 def _find(options: SegmentOptions) -> list[Study]:
@@ -272,13 +272,19 @@ def volumes_ml(classes: Volume, target: Target = ALL_CLASSES) -> dict[str, float
 
 
 def _model_facts(model: Model) -> dict[str, Any]:
-    regions = list(model.recipe.target.regions)
-    return {"name": model.name, "recipe": model.recipe.name, "content_sha256": model.content_sha256, "regions": regions}
+    return {
+        "name": model.name,
+        "recipe": model.recipe.name,
+        "networks": len(model.prefixes),
+        "content_sha256": model.content_sha256,
+        "regions": list(model.recipe.target.regions),
+    }
 
 
 def _facts(study: Study, model: Model, convention: Convention, times: dict[str, float]) -> dict[str, str]:
+    networks = f", {len(model.prefixes)} networks together" if len(model.prefixes) > 1 else ""
     return {
-        "Model": f"{model.name} (recipe {model.recipe.name})",
+        "Model": f"{model.name} (recipe {model.recipe.name}{networks})",
         "Model sha256": model.content_sha256,
         "Found as": study.layout,
         "Label values": f"{convention}, from {convention.evidence}",

@@ -11,7 +11,7 @@ from scipy.special import expit
 from gliomap.classes import Target
 from gliomap.postprocess import postprocess
 from gliomap.preprocess import brain_mask, prepare, resample, study_box, voxel_ratio
-from gliomap.recipe import Inference, Recipe, Size, View
+from gliomap.recipe import Recipe, Size, View
 from gliomap.volume import Volume
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -32,10 +32,13 @@ SLICES_PER_BATCH = 8
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A recipe and the engine that runs its trained network."""
+    """A recipe and an engine for its trained network, or for each of an ensemble.
+
+    ``divisors``: what D, H, W of an engine's images must be multiples of.
+    """
 
     recipe: Recipe
-    engine: Engine
+    engines: tuple[Engine, ...]
     divisors: Size
 
     def __call__(self, volume: Volume, truth: Volume | None = None) -> Volume:
@@ -46,51 +49,52 @@ class Segmenter:
         return self.with_probabilities(volume, truth)[0]
 
     def with_probabilities(self, volume: Volume, truth: Volume | None = None) -> tuple[Volume, Volume]:
-        """The class map, and the network's probabilities (K, D, H, W) float32 on the part of the grid that it is shown.
+        """The class map, and the probabilities (K, D, H, W) float32 on the part of the grid that the network is shown.
 
-        Probabilities are the mean over the views, whatever the views are combined by.
+        Probabilities are the mean over views and engines, whatever these are combined by; they are summed up as they come and
+        never all in memory.
         """
         shown = volume.crop(study_box(volume, self.recipe.preprocessing, truth))
         target, inference = self.recipe.target, self.recipe.inference
-        mean, maps = 0.0, []
-        for probabilities in self._views(shown, voxel_ratio(volume, self.recipe.preprocessing)):
-            mean = mean + probabilities / len(inference.views)
+        mean, maps = np.zeros((len(target.channels), *shown.shape), np.float32), []
+        for probabilities in self._opinions(shown, voxel_ratio(volume, self.recipe.preprocessing)):
             if inference.combine == "vote":
                 maps.append(target.decode(probabilities))
-        mean = np.asarray(mean)
+            mean += probabilities
+        mean /= len(inference.views) * len(self.engines)
         classes = majority(maps) if maps else target.decode(mean)
         classes = postprocess(classes * brain_mask(shown), self.recipe.postprocessing)
         return shown.with_array(classes).placed_on(volume), shown.with_array(mean)
 
-    def _views(self, shown: Volume, ratio: tuple[float, float, float] | None) -> Iterator[Array]:
-        """Each view's probabilities (K, D, H, W) on the study's own voxels."""
+    def _opinions(self, shown: Volume, ratio: tuple[float, float, float] | None) -> Iterator[Array]:
+        """Each engine's probabilities (K, D, H, W) of each view, on the study's own voxels."""
         prepared = prepare(shown, self.recipe, ratio).array
-        for view in self.recipe.inference.views:
-            logits = turn_back(self.logits(turn(prepared, view)), view)
+        for view, engine in product(self.recipe.inference.views, self.engines):
+            logits = turn_back(self.logits(turn(prepared, view), engine), view)
             probabilities = activate(logits, self.recipe.target)
             if ratio is not None:
                 z, y, x = (1 / r for r in ratio)
                 probabilities = resample(probabilities, shown.shape, (z, y, x))
             yield probabilities
 
-    def logits(self, images: Array) -> Array:
-        """Logits (K, D, H, W) of prepared images (C, D, H, W), in one pass or in windows as the recipe says."""
+    def logits(self, images: Array, engine: Engine) -> Array:
+        """An engine's logits (K, D, H, W) of prepared images (C, D, H, W), in one pass or in windows as the recipe says."""
         window = self.recipe.inference.window
         if window is None:
             padded = pad_to_multiple(images, self.divisors)
-            return self.engine(padded[None])[0][(slice(None), *centre_slices(padded.shape[1:], images.shape[1:]))]
-        return self._windowed(images, window, self.recipe.inference)
+            return engine(padded[None])[0][(slice(None), *centre_slices(padded.shape[1:], images.shape[1:]))]
+        return self._windowed(images, window, engine)
 
-    def _windowed(self, images: Array, window: Size, inference: Inference) -> Array:
+    def _windowed(self, images: Array, window: Size, engine: Engine) -> Array:
         target = tuple(max(n, w) for n, w in zip(images.shape[1:], window, strict=True))
         padded = pad_to(images, (target[0], target[1], target[2]))
         weight = gaussian_weight(window)
         total = np.zeros((len(self.recipe.target.channels), *padded.shape[1:]), np.float32)
         weights = np.zeros(padded.shape[1:], np.float32)
         per_batch = SLICES_PER_BATCH if window[0] == 1 else WINDOWS_PER_BATCH
-        for places in _batches(window_starts(padded.shape[1:], window, inference.overlap), per_batch):
+        for places in _batches(window_starts(padded.shape[1:], window, self.recipe.inference.overlap), per_batch):
             slices = [tuple(slice(s, s + w) for s, w in zip(start, window, strict=True)) for start in places]
-            logits = self.engine(np.stack([padded[(slice(None), *at)] for at in slices]))
+            logits = engine(np.stack([padded[(slice(None), *at)] for at in slices]))
             for at, part in zip(slices, logits, strict=True):
                 total[(slice(None), *at)] += part * weight
                 weights[at] += weight
@@ -121,9 +125,14 @@ def turn_back(images: Array, view: View) -> Array:
 
 def majority(maps: Sequence[Array]) -> Array:
     """At each voxel the class that most class maps (D, H, W) have; ties go to the earliest map among them."""
-    stack = np.stack(maps)
-    votes = np.stack([(stack == one).sum(0) for one in stack])
-    return np.take_along_axis(stack, votes.argmax(0)[None], 0)[0]
+    elected, most = maps[0].copy(), np.zeros(maps[0].shape, np.uint16)
+    for one in maps:
+        votes = np.zeros_like(most)
+        for other in maps:
+            votes += one == other
+        ahead = votes > most
+        elected[ahead], most[ahead] = one[ahead], votes[ahead]
+    return elected
 
 
 def pad_to_multiple(images: Array, divisors: Size) -> Array:

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from gliomap.checkpoint import has_checkpoint
+from gliomap.data.prepared import inputs_sha256
 from gliomap.data.study import Study
 from gliomap.errors import InputError, UsageError
 from gliomap.files import read_json, sha256
@@ -21,6 +23,7 @@ ENOUGH, STOPPED_EARLY, NOTHING, OUT_OF_TIME = (
     "nothing to train",
     "time limit reached",
 )
+GIVEN = "given as a model file"
 FINISHED = (ENOUGH, STOPPED_EARLY, NOTHING)
 """How a training comes to its end; OUT_OF_TIME is none."""
 
@@ -50,10 +53,18 @@ def finished_training(
         ended = [run.get("ended"), *(start.get("ended") for start in starts)]
         if not same or any(how not in ends for how in ended):
             continue
-        alike = run.get("seed") == seed and run.get("options", {}).get("labels") == labels
+        asked = run.get("options", {})
+        alike = run.get("seed") == seed and asked.get("labels") == labels and asked.get("begin_with") is None
         if alike and _same_files(run, *split[:2]) and _model_is_whole(folder, run):
             return folder
     return None
+
+
+def begun(output: Path) -> bool:
+    """Whether a folder holds a training that can be continued, or one that this one starts from."""
+    return has_checkpoint(output) or any(
+        has_checkpoint(place) for place in (output / STARTS).rglob("*") if place.is_dir()
+    )
 
 
 def own_place(output: Path, start: Start) -> Path:
@@ -97,6 +108,38 @@ def begin_with(network: Network, starts: Iterable[tuple[Start, Path]]) -> dict[s
     return began
 
 
+def begin_with_model(
+    network: Network, path: Path, validation: Iterable[str]
+) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Begin a network with the weights of a model file that it has, by name and shape; also one with another activation.
+
+    Returns what `begin_with` does, and what to warn of: weights that are not in the file or do not fit, and studies that
+    are to validate and have trained that model.
+
+    Raises:
+        InputError, IntegrityError: as `load_model`.
+        UsageError: nothing fits.
+    """
+    model = load_model(path)
+    own = network.state_dict()
+    fitting = {
+        name: torch.from_numpy(a) for name, a in model.weights.items() if name in own and own[name].shape == a.shape
+    }
+    other = [name for name in own if name not in fitting]
+    if not any(own[name].is_floating_point() for name in fitting):
+        raise UsageError(f"no weights of {path} fit the network of this recipe; begin with a model of the same network")
+    network.load_state_dict(fitting, strict=False)
+    odd = (
+        [f"{len(other)} of {len(own)} weights are new, for {path} has none that fit: {', '.join(other[:5])}"]
+        if other
+        else []
+    )
+    seen = sorted(set(validation) & set(model.card.get("training_studies", ())))
+    if seen:
+        odd.append(f"{len(seen)} validation studies have trained {path}, such as {seen[0]}: their scores flatter")
+    return {model.name: {"content_sha256": model.content_sha256, "ended": GIVEN}}, odd
+
+
 def _record(folder: Path) -> dict[str, Any]:
     try:
         run = read_json(folder / "run.json")
@@ -112,11 +155,10 @@ def _same_files(run: dict[str, Any], training: Sequence[Study], validation: Sequ
     wanted = [[s.id for s in part if s.id not in used["failed"]] for part in (training, validation)]
     if wanted != [used["training"], used["validation"]]:
         return False
-    files = {s.id: {**s.images, "seg": s.label} for s in (*training, *validation) if s.id not in used["failed"]}
-    for study, hashes in run["inputs_sha256"].items():
-        if any((file := files[study].get(m)) is None or sha256(file.path) != known for m, known in hashes.items()):
-            return False
-    return True
+    left_out = used["failed"]
+    return all(
+        run["inputs_sha256"].get(s.id) == inputs_sha256(s) for s in (*training, *validation) if s.id not in left_out
+    )
 
 
 def _model_is_whole(folder: Path, run: dict[str, Any]) -> bool:

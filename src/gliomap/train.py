@@ -1,56 +1,58 @@
 """gliomap train: a recipe and labelled studies in, a model file out. Read from top to bottom in the order of time."""
 
+import json
 import math
-import threading
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
-from gliomap import augment
-from gliomap.checkpoint import load_checkpoint, save_checkpoint
-from gliomap.classes import region_mask
+from gliomap.checkpoint import CHECKPOINT, has_checkpoint
 from gliomap.data.datasets import count_layouts, find_studies, parse_labels
 from gliomap.data.folds import draw_split, read_fold
-from gliomap.data.patches import PatchSampler, PreparedStudies, prepare_studies
+from gliomap.data.patches import PatchSampler
+from gliomap.data.phantoms import phantom_studies
+from gliomap.data.prepared import PreparedStudies, prepare_studies
 from gliomap.data.study import Study
-from gliomap.engines import find_device, torch_engine
+from gliomap.distribution import (
+    mean_of_all,
+    reproducible,
+    start_processes,
+    threads_of_each,
+    with_joint_norms,
+)
+from gliomap.engines import find_device
 from gliomap.errors import InputError, Interrupted, UsageError
-from gliomap.files import json_bytes, sha256, write_file
-from gliomap.losses import Loss, build_loss
-from gliomap.manifest import RunRecord, plain
-from gliomap.metrics import dice
-from gliomap.model_file import save_model
-from gliomap.networks import Network, Outputs, as_slices, build_network, channels_last, fast_layout
-from gliomap.plan import check, check_memory
-from gliomap.progress import Bar, interruptible, progress_bar
+from gliomap.files import read_json, write_file
+from gliomap.loop import fit
+from gliomap.losses import build_loss
+from gliomap.machine import cores
+from gliomap.manifest import RunRecord
+from gliomap.networks import Network, build_network, channels_last
+from gliomap.plan import check, check_memory, keep_heap_if_roomy
+from gliomap.progress import interruptible
 from gliomap.recipe import Recipe, Start, cautions, recipe_json, with_settings
 from gliomap.recipes import find_recipe
-from gliomap.rows import table_csv
-from gliomap.schedules import rate_factor
-from gliomap.segmenter import Segmenter
 from gliomap.starts import (
-    ENOUGH,
     FINISHED,
+    GIVEN,
     MODEL,
-    NOTHING,
-    OUT_OF_TIME,
     STARTS,
-    STOPPED_EARLY,
     begin_with,
+    begin_with_model,
+    begun,
     finished_training,
     own_place,
     places_beside,
     training_time_s,
 )
+from gliomap.training_state import INTERRUPTED, Run, restore, tracked
 
-CHECKPOINT = "checkpoint.pt"
-CHECKPOINT_EVERY_S = 120.0
+MOST_WORKERS = 8
 
 _Split = tuple[list[Study], list[Study], list[Study]]
 """The studies that train, validate, and are kept for a test."""
@@ -61,12 +63,17 @@ class TrainOptions:
     """What `train` is asked for.
 
     ``recipe``: a recipe's name or JSON file, with ``settings`` such as ``training.patches=2000``. Validation studies are
-    fold ``fold`` of ``folds``, or the recipe's share of the patients drawn by ``seed``. ``max_time_s`` ends training early.
-    ``cut_starts``: begin with trainings that ended so, too, where they are found.
+    fold ``fold`` of ``folds``, or the recipe's share of the patients drawn by ``seed``. ``phantoms``: so many synthetic
+    studies train besides; without ``data`` they are all there is. ``begin_with``: a model file whose weights are the first.
+    ``max_time_s`` ends training early. ``cut_starts``: begin with trainings that ended so, too, where they are found.
+    ``division``: the ids that train, validate and test, as `again` takes them from a record.
+
+    ``workers`` cut patches and prepare studies ahead; ``threads`` compute, in each of ``processes``. None: what fits the
+    machine. ``deterministic``: refuse algorithms whose results differ between runs. ``mlflow``: where a tracking server is.
     """
 
     recipe: str
-    data: Path
+    data: Path | None
     output: Path
     settings: list[str] = field(default_factory=list)
     folds: Path | None = None
@@ -78,6 +85,16 @@ class TrainOptions:
     device: str = "auto"
     quiet: bool = False
     cut_starts: bool = False
+    division: dict[str, list[str]] | None = None
+    begin_with: Path | None = None
+    phantoms: int = 0
+    phantom_size: int = 240
+    workers: int | None = None
+    threads: int | None = None
+    processes: int = 1
+    precision: str = "auto"
+    deterministic: bool = False
+    mlflow: str | None = None
 
 
 @dataclass(frozen=True)
@@ -93,129 +110,188 @@ class TrainResult:
     layouts: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass
-class _Run:
-    """Everything one training needs while it runs.
-
-    ``log`` has one line per validation; ``starts`` the models it began with, see `begin_with`.
-    """
-
-    options: TrainOptions
-    recipe: Recipe
-    limit_s: float
-    fabric: Fabric
-    network: Network
-    supervised: Callable[[torch.Tensor], Outputs]
-    loss: Loss
-    optimizer: torch.optim.Optimizer
-    sampler: PatchSampler
-    validation: list[Study]
-    test: list[str] = field(default_factory=list)
-    starts: dict[str, dict[str, str]] = field(default_factory=dict)
-    patches: int = 0
-    time_s: float = 0.0
-    stop: threading.Event = field(default_factory=threading.Event)
-    log: list[dict[str, float]] = field(default_factory=list)
-
-    @property
-    def scores(self) -> list[float]:
-        return [line["dice_mean"] for line in self.log]
-
-    @property
-    def best(self) -> dict[str, float]:
-        return max(self.log, key=lambda line: line["dice_mean"], default={})
-
-
 def train(options: TrainOptions) -> TrainResult:
-    """Train a recipe on the labelled studies of a folder.
+    """Train a recipe on the labelled studies of a folder, on phantoms, or on both.
 
     Leaves in ``output``: model.safetensors (best validation Dice), last.safetensors, checkpoint.pt (for ``resume``),
-    recipe.json, log.csv, run.json. Studies that cannot be read are left out and reported. What the recipe starts from is
-    trained first, or taken over where it is found trained.
+    recipe.json, log.csv, steps.csv, training.html, tensorboard, run.json. Studies that cannot be read are left out and
+    reported. What the recipe starts from is trained first, or taken over where it is found trained.
 
     Raises:
         UsageError: the recipe, a setting or the folds do not exist, or the output already holds a training.
         InputError: no study is left, or the loss is not finite.
         Interrupted: Ctrl-C was pressed; the step at hand was finished and everything is saved.
     """
+    options = replace(
+        options, **{n: p.resolve() for n in ("data", "folds", "begin_with") if (p := getattr(options, n))}
+    )
     recipe = with_settings(find_recipe(options.recipe), options.settings)
+    fabric = start_processes(find_device(options.device), options.processes, options.precision)
     _refuse_wrong_place(options, recipe)
-    studies = [s for s in find_studies(options.data, parse_labels(options.labels)) if s.label or s.problem]
+    studies = _studies(options)
     split = _divide(options, recipe, studies)
     check(recipe)
-    result = _train(options, recipe, split)
     unused = len(studies) - sum(len(part) for part in split)
+    if options.data is not None:
+        split = (split[0] + phantom_studies(options.phantoms, options.seed, options.phantom_size), *split[1:])
+    with reproducible(_threads(options, fabric), deterministic=options.deterministic):
+        result = _train(options, recipe, split, fabric)
     odd = [f"{unused} studies are in no fold of {options.folds} and are not used"] if unused else []
+    if not split[1]:
+        odd.append("no study validates, for all are of one patient; the weights of the lowest training loss are kept")
     return replace(result, warnings=odd + result.warnings, layouts=count_layouts(studies))
 
 
-def _train(options: TrainOptions, recipe: Recipe, split: _Split) -> TrainResult:
+def again(asked: TrainOptions) -> TrainOptions:
+    """The options that the run.json of a training records, whose path is the ``recipe`` asked for, for the same in ``output``.
+
+    Raises:
+        UsageError: something else is asked for that would make another training of it.
+        InputError: the file is no record of a training.
+    """
+    free = {n: getattr(asked, n) for n in ("recipe", "output", "resume", "quiet", "workers", "device", "mlflow")}
+    if other := [name for name, value in vars(replace(_PLAIN, **free)).items() if value != getattr(asked, name)]:
+        raise UsageError(
+            f"a run.json says all of a training but -o (got {', '.join(other)}); to change something give its recipe.json and DATA"
+        )
+    run = read_json(Path(asked.recipe))
+    if (
+        not isinstance(run, dict)
+        or run.get("verb") != "train"
+        or not run.get("options", {}).keys() <= vars(_PLAIN).keys()
+    ):
+        raise InputError(
+            f"{asked.recipe} is no record of a training by this gliomap; expected the run.json of gliomap train. A repetition "
+            "(--fold all, --seeds) is run again by its command"
+        )
+    told = run["options"] | {"settings": [], "threads": run["threads"], "processes": run["processes"]}
+    told |= {name: Path(told[name]) for name in ("data", "folds", "begin_with") if told.get(name)}
+    told["division"] = {part: run["studies"][part] for part in ("training", "validation", "test")}
+    return TrainOptions(**told | free)
+
+
+_PLAIN = TrainOptions("", None, Path())
+
+
+def _train(options: TrainOptions, recipe: Recipe, split: _Split, fabric: Fabric) -> TrainResult:
     """One training of the studies as divided, after those that it starts from, which see the same studies."""
+    fabric.barrier()
     record = RunRecord("train", options)
-    write_file(options.output / "recipe.json", recipe_json(recipe).encode())
-    starts, limit_s = _starts(options, recipe, split)
-    training, validation, test = split
-    found = prepare_studies(training, validation, recipe, quiet=options.quiet)
-    run = _set_up(options, recipe, found, limit_s)
-    run.test = [s.id for s in test]
-    if (options.output / CHECKPOINT).exists():
-        _restore(run)
+    if fabric.is_global_zero:
+        write_file(options.output / "recipe.json", recipe_json(recipe).encode())
+    starts, limit_s = _starts(options, recipe, split, fabric)
+    with fabric.rank_zero_first(local=True):  # the others find what it has prepared
+        found = prepare_studies(*split[:2], recipe, quiet=options.quiet, workers=_workers(options, fabric))
+    keep_heap_if_roomy(recipe, fabric.device)
+    run = _set_up(options, recipe, found, fabric, record, limit_s)
+    run.told["studies"] |= {"test": [s.id for s in split[2]], "failed": found.failed}
+    if has_checkpoint(options.output):
+        restore(run)
+    elif options.begin_with is not None:
+        run.told["starts_from"], odd = begin_with_model(
+            run.network, options.begin_with, run.told["studies"]["validation"]
+        )
+        run.warnings += odd
     else:
-        run.starts = begin_with(run.network, starts)
-    warnings = [f"reproduction: {text}" for text in cautions(recipe)]
-    warnings += [f"it starts from {name}, which did not come to its end ({how['ended']})"
-                 for name, how in run.starts.items() if how["ended"] not in FINISHED] + found.warnings  # fmt: skip
-    with interruptible(run.stop):
-        ended = _fit(run)
-    _save(run)
-    used: dict[str, Any] = {"training": [s.id for s in found.training], "validation": [s.id for s in found.validation]}
-    used |= {"test": run.test, "failed": found.failed}
-    outcome = {"ended": ended, "patches": run.patches, "train_time_s": run.time_s, "best": run.best}
-    outcome |= {"studies": used, "warnings": warnings, "inputs_sha256": found.inputs_sha256}
-    outcome["starts_from"] = run.starts
-    outcome["outputs_sha256"] = {p.name: sha256(p) for p in sorted(options.output.glob("*.safetensors"))}
-    content = record.content(seed=options.seed, threads=torch.get_num_threads(), **outcome)
-    write_file(options.output / "run.json", json_bytes(content))
-    if run.stop.is_set():
-        raise Interrupted(f"interrupted after {run.patches} patches; continue with the same command and --resume")
+        run.told["starts_from"] = begin_with(run.network, starts)
+    if run.mean is not None and not int(run.mean.n_averaged):
+        run.kept.load_state_dict(
+            run.network.state_dict()
+        )  # until the first step, the mean is what training begins with
+    run.warnings = list(dict.fromkeys([*_warnings(run), *found.warnings, *run.warnings]))
+    with interruptible(run.stop), tracked(run, options.mlflow):
+        ended = fit(run)
+    stopped = (
+        mean_of_all({"stopped": run.stop.is_set()}, fabric)["stopped"] > 0
+    )  # waits for what the first process saves
+    if ended == INTERRUPTED:
+        raise Interrupted(
+            f"interrupted after {run.progress.patches} patches; continue with the same command and --resume"
+        )
+    if stopped:  # in its last step or validation: what was to come after it is not begun
+        raise Interrupted(f"interrupted; this training has come to its end after {run.progress.patches} patches")
     best = {r: run.best[f"dice_{r}"] for r in recipe.target.regions} if run.best and found.validation else {}
-    model = options.output / MODEL
-    return TrainResult(model, best, run.patches, ended, found.failed, warnings)
+    return TrainResult(options.output / MODEL, best, run.progress.patches, ended, found.failed, run.warnings)
 
 
 def _refuse_wrong_place(options: TrainOptions, recipe: Recipe) -> None:
-    """An output that holds a training is continued only when asked to, and only with its own recipe."""
-    begun = (options.output / CHECKPOINT).exists() or any((options.output / STARTS).rglob(CHECKPOINT))
-    if begun and not options.resume:
+    """An output that holds a training is continued only when asked to, and only with its own recipe.
+
+    One that was killed before its first checkpoint is begun anew either way.
+    """
+    holds, written = begun(options.output), options.output / "recipe.json"
+    if holds and not options.resume:
         raise UsageError(
             f"{options.output} already holds a training; continue it with --resume or choose another place with -o"
         )
-    if options.resume and not begun:
+    if options.resume and not holds and not written.exists():
         raise InputError(f"{options.output} has no {CHECKPOINT}, so there is nothing to resume; train without --resume")
-    written = options.output / "recipe.json"
     if options.resume and written.exists() and find_recipe(str(written)) != recipe:
         raise UsageError(f"the recipe is not the one in {options.output}; resume with the same recipe and settings")
 
 
-def _divide(options: TrainOptions, recipe: Recipe, studies: list[Study]) -> _Split:
+def _studies(options: TrainOptions) -> list[Study]:
+    """What there is to train on, but for phantoms that are added to real studies."""
+    if options.data is None and not options.phantoms:
+        raise UsageError("training needs studies: give DATA, a folder of labelled studies, or --phantoms 100")
+    if options.data is None:
+        return phantom_studies(options.phantoms, options.seed, options.phantom_size)
+    studies = [s for s in find_studies(options.data, parse_labels(options.labels)) if s.label or s.problem]
     if not studies:
         raise InputError(f"{options.data} has no study with a label map; training needs labelled studies")
+    return studies
+
+
+def _divide(options: TrainOptions, recipe: Recipe, studies: list[Study]) -> _Split:
+    if options.division is not None:
+        return _as_recorded(options, studies)
     if options.folds is not None:
         return (*read_fold(options.folds, options.fold, studies), [])
     settings = recipe.training
     return draw_split(studies, settings.validation_share, settings.test_share, options.fold, options.seed)
 
 
-def _starts(options: TrainOptions, recipe: Recipe, split: _Split) -> tuple[list[tuple[Start, Path]], float]:
+def _as_recorded(options: TrainOptions, studies: list[Study]) -> _Split:
+    """The studies of a recorded division, but for the phantoms, which are added to it anew."""
+    division, by_id = options.division or {}, {s.id: s for s in studies}
+    grown = {s.id for s in phantom_studies(options.phantoms, options.seed, options.phantom_size)}
+    gone = [i for ids in division.values() for i in ids if i not in by_id and i not in grown]
+    if gone:
+        raise InputError(
+            f"{options.data} lacks {len(gone)} studies of the recorded training, such as {gone[0]}; give it the data it had"
+        )
+    training, validation, test = ([by_id[i] for i in ids if i in by_id] for ids in division.values())
+    return training, validation, test
+
+
+def _threads(options: TrainOptions, fabric: Fabric) -> int:
+    """As many threads as asked for; else as many as the training was begun with, whose results depend on it."""
+    records = [options.output / "run.json", *sorted((options.output / STARTS).rglob("run.json"))]
+    written = [path for path in records if path.exists()] if options.resume else []
+    before = read_json(written[0]).get("threads") if written else None
+    return options.threads or before or threads_of_each(fabric)
+
+
+def _workers(options: TrainOptions, fabric: Fabric) -> int:
+    """On a CPU the cores are busy with the network."""
+    if options.workers is not None:
+        return options.workers
+    return min(cores(), MOST_WORKERS) if fabric.device.type == "cuda" else 0
+
+
+def _starts(
+    options: TrainOptions, recipe: Recipe, split: _Split, fabric: Fabric
+) -> tuple[list[tuple[Start, Path]], float]:
     """The trained models that this training begins with, and the seconds that are left for itself.
 
     Each is one found below or beside the output (see `finished_training`), or is trained now, below the output. What time
     is left is divided equally among the trainings that have still to run.
     """
-    limit, device = options.max_time_s or math.inf, find_device(options.device)
-    if (options.output / CHECKPOINT).exists():  # which holds them already
-        check_memory(recipe, device)
-        return [], limit - sum(training_time_s(own_place(options.output, start)) for start in recipe.starts_from)
+    limit = options.max_time_s or math.inf
+    if has_checkpoint(options.output) or options.begin_with is not None:  # which hold them already
+        check_memory(recipe, fabric.device, fabric.world_size)
+        spent = sum(training_time_s(own_place(options.output, start)) for start in recipe.starts_from)
+        return [], max(limit - spent, 1e-3)
     folders: list[Path | None] = []
     for start in recipe.starts_from:
         places = [own_place(options.output, start), *places_beside(options.output)]
@@ -223,178 +299,71 @@ def _starts(options: TrainOptions, recipe: Recipe, split: _Split) -> tuple[list[
         folders.append(finished_training(places, *alike, cut_too=options.cut_starts))
     missing = [start for start, folder in zip(recipe.starts_from, folders, strict=True) if folder is None]
     for needed in [*(start.recipe for start in missing), recipe]:
-        check_memory(needed, device)
+        check_memory(needed, fabric.device, fabric.world_size)
     for number, start in enumerate(missing):
         own = own_place(options.output, start)
         share = limit / (len(missing) - number + 1)
-        _train(replace(options, output=own, max_time_s=share), start.recipe, split)
+        _train(replace(options, output=own, max_time_s=share), start.recipe, split, fabric)
         limit = max(limit - training_time_s(own), 1e-3)  # time for one step is always left
     found = zip(recipe.starts_from, folders, strict=True)
     return [(start, folder or own_place(options.output, start)) for start, folder in found], limit
 
 
-def _set_up(options: TrainOptions, recipe: Recipe, found: PreparedStudies, limit_s: float) -> _Run:
+def _set_up(
+    options: TrainOptions, recipe: Recipe, found: PreparedStudies, fabric: Fabric, record: RunRecord, limit_s: float
+) -> Run:
     settings = recipe.training
-    device = find_device(options.device)
-    fabric = Fabric(accelerator=device.type, devices=1)
     torch.manual_seed(options.seed)
-    network = channels_last(build_network(recipe))
+    network = channels_last(with_joint_norms(build_network(recipe), fabric))
     network.freeze(recipe.frozen)
     optimizer = torch.optim.Adam(
         network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, amsgrad=settings.amsgrad
     )
-    wrapped, wrapped_optimizer = fabric.setup(network, optimizer)
-    wrapped.mark_forward_method("supervised")
-    sampler = PatchSampler(found.training, settings, options.seed)
-    loss = build_loss(settings.loss)
-    return _Run(options, recipe, limit_s, fabric, network, wrapped.supervised, loss, wrapped_optimizer, sampler,
-                found.validation)  # fmt: skip
+    wrapped: Any = network
+    if any(p.requires_grad for p in network.parameters()):
+        wrapped, optimizer = fabric.setup(network, optimizer)
+        wrapped.mark_forward_method("supervised")
+    else:
+        fabric.to_device(network)
+    used = {"training": [s.id for s in found.training], "validation": [s.id for s in found.validation]}
+    told = {"recipe": json.loads(recipe_json(recipe)), "inputs_sha256": found.inputs_sha256, "studies": used}
+    return Run(
+        recipe=recipe,
+        output=options.output,
+        seed=options.seed,
+        limit_s=limit_s,
+        workers=_workers(options, fabric),
+        quiet=options.quiet or not fabric.is_global_zero,
+        fabric=fabric,
+        network=network,
+        wrapped=wrapped,
+        loss=build_loss(settings.loss),
+        optimizer=optimizer,
+        sampler=PatchSampler(found.training, settings, options.seed),
+        validation=found.validation,
+        record=record,
+        told=told,
+        mean=running_mean(network, settings.ema_decay) if settings.ema_decay else None,
+    )
 
 
-def _fit(run: _Run) -> str:
-    """Train until the budget or the time is used up, the scores no longer rise or somebody stops it; returns which."""
-    settings = run.recipe.training
-    budget, limit = settings.patches, run.limit_s
-    begun, saved = time.perf_counter() - run.time_s, time.perf_counter()
-    losses: list[dict[str, float]] = []
-    with progress_bar("training", budget, quiet=run.options.quiet) as bar:
-        if not any(p.requires_grad for p in run.network.parameters()):
-            if not run.log:
-                _validate(run, losses, bar)
-            return NOTHING
-        bar.advance(run.patches)
-        while run.patches < budget and run.time_s < limit and not run.stop.is_set() and not _stops_early(run):
-            before = run.patches
-            losses.append(_step(run, bar))
-            run.time_s = time.perf_counter() - begun
-            every = settings.validate_every
-            if run.patches // every > before // every or run.patches >= budget or run.time_s >= limit:
-                _validate(run, losses, bar)
-                losses = []
-                run.time_s = time.perf_counter() - begun
-                saved = time.perf_counter()
-            elif time.perf_counter() - saved > CHECKPOINT_EVERY_S:
-                _save(run)
-                saved = time.perf_counter()
-    if run.patches >= budget:
-        return ENOUGH
-    if _stops_early(run):
-        return STOPPED_EARLY
-    return "interrupted" if run.stop.is_set() else OUT_OF_TIME
+def running_mean(network: Network, decay: float) -> AveragedModel:
+    """A copy of a network whose weights follow it: at step n by at least (10 - 1) / (10 + n), so that the first are forgotten."""
+
+    @torch.no_grad()
+    def follow(means: Any, weights: Any, steps: Tensor | int) -> None:
+        kept = min(decay, (1 + int(steps)) / (10 + int(steps)))
+        for average, weight in zip(means, weights, strict=True):
+            average.lerp_(weight, 1 - kept)
+
+    return AveragedModel(network, multi_avg_fn=follow)
 
 
-def _stops_early(run: _Run) -> bool:
-    """Whether the last ``early_stopping`` validations were all no better than one before them."""
-    patience, scores = run.recipe.training.early_stopping, run.scores
-    return patience is not None and bool(scores) and len(scores) - 1 - scores.index(max(scores)) >= patience
-
-
-def _step(run: _Run, bar: Bar) -> dict[str, float]:
-    settings = run.recipe.training
-    count = min(settings.batch_size, settings.patches - run.patches)
-    images, classes, ids, generators = run.sampler.batch(run.patches, count)
-    draws = [augment.draw(run.recipe.augmentation, images.shape[1], settings.patch_size, rng) for rng in generators]
-    x, y = run.fabric.to_device((torch.from_numpy(images), torch.from_numpy(classes)))
-    x, y = augment.apply(x, y, draws)
-    factor = rate_factor(settings, run.patches / settings.patches, run.scores)
-    for group in run.optimizer.param_groups:
-        group["lr"] = settings.learning_rate * factor
-    if run.network.spatial_dims == 2:
-        x, y = as_slices(x), as_slices(y)
-    seed = np.random.default_rng([run.options.seed, 3, run.patches]).integers(2**62)
-    torch.manual_seed(int(seed))  # dropout, too, depends on the seed and the patch alone
-    outputs = run.supervised(fast_layout(x))
-    terms = run.loss(outputs, y, run.recipe.target, run.patches // settings.validate_every)
-    loss = torch.stack(list(terms.values())).sum()
-    values = {name: float(term.detach()) for name, term in terms.items()}
-    if not math.isfinite(sum(values.values())):
-        raise InputError(
-            f"the loss is not finite after {run.patches} patches ({values}), with the studies {', '.join(ids)} in the batch. "
-            "Look at these studies, or train anew with a lower training.learning_rate"
-        )
-    run.optimizer.zero_grad()
-    run.fabric.backward(loss)
-    run.optimizer.step()
-    run.patches += count
-    bar.advance(count)
-    return values
-
-
-def _validate(run: _Run, losses: list[dict[str, float]], bar: Bar) -> None:
-    """Segment the validation studies as `gliomap segment` would, log, and keep the best and the last weights."""
-    segmenter = Segmenter(run.recipe, torch_engine(run.network, run.fabric.device), run.network.divisors)
-    regions = run.recipe.target.regions
-    found: list[list[float]] = []
-    for number, study in enumerate(run.validation):
-        bar.say(f"validating {number + 1}/{len(run.validation)}")
-        volume, _ = study.read(run.recipe.modalities)
-        truth = study.read_classes()[0]
-        classes = segmenter(volume, truth).array[0]
-        scores = [dice(region_mask(classes, region), region_mask(truth.array[0], region)) for region in regions]
-        found.append([1.0 if math.isnan(score) else score for score in scores])
-    means = np.mean(found, 0) if found else np.full(len(regions), math.nan)
-    rate = run.optimizer.param_groups[0]["lr"]
-    terms = {
-        f"loss_{name}": float(np.mean([v[name] for v in losses]))
-        for name in dict.fromkeys(n for v in losses for n in v)
-    }
-    validation = {f"dice_{region}": float(mean) for region, mean in zip(regions, means, strict=True)}
-    mean_dice = float(means.mean()) if found else -sum(terms.values())
-    line = {"patches": run.patches, "time_s": round(run.time_s, 1), "learning_rate": rate, **terms, **validation}
-    run.log.append(line | {"dice_mean": mean_dice})
-    bar.say(f"training, validation Dice {mean_dice:.3f}" if found else "training")
-    if run.best is run.log[-1]:
-        _save_weights(
-            run, MODEL
-        )  # before the checkpoint that says so: whoever resumes from an older one makes it again
-    _save(run)
-
-
-def _save(run: _Run) -> None:
-    """The state to resume from, the last weights and the log."""
-    state: dict[str, Any] = {
-        "network": run.network.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-        "patches": run.patches,
-        "time_s": run.time_s,
-        "log": run.log,
-        "starts": run.starts,
-        "seed": run.options.seed,
-        "training_studies": [s.id for s in run.sampler.studies],
-    }
-    save_checkpoint(run.options.output / CHECKPOINT, state)
-    _save_weights(run, "last.safetensors")
-    if run.log:
-        write_file(run.options.output / "log.csv", table_csv(run.log, list(run.log[0])))
-
-
-def _save_weights(run: _Run, name: str) -> None:
-    weights = {key: tensor.contiguous().cpu().numpy() for key, tensor in run.network.state_dict().items()}
-    card = {
-        "patches": run.patches,
-        "seed": run.options.seed,
-        "validation": plain(run.log[-1]) if run.log else {},
-        "training_studies": [s.id for s in run.sampler.studies],
-        "validation_studies": [s.id for s in run.validation],
-        "test_studies": run.test,
-        "cautions": cautions(run.recipe),
-        "starts_from": run.starts,
-    }
-    save_model(run.options.output / name, run.recipe, weights, card)
-
-
-def _restore(run: _Run) -> None:
-    state = load_checkpoint(run.options.output / CHECKPOINT)
-    if state["seed"] != run.options.seed or state["training_studies"] != [s.id for s in run.sampler.studies]:
-        raise UsageError(
-            "the seed or the training studies are not those of the checkpoint; resume with the same data and seed"
-        )
-    run.network.load_state_dict(state["network"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.patches, run.time_s, run.log, run.starts = (state[name] for name in ("patches", "time_s", "log", "starts"))
-    settings = run.recipe.training
-    before = (run.patches - settings.batch_size) // settings.validate_every
-    if run.log and run.patches < settings.patches and run.patches // settings.validate_every == before:
-        run.log = [
-            line for line in run.log if line["patches"] < run.patches
-        ]  # made by the time limit, not by an epoch's end
+def _warnings(run: Run) -> list[str]:
+    """What a careful reader of the results has to know."""
+    begun_with = run.told["starts_from"].items()
+    return [f"reproduction: {text}" for text in cautions(run.recipe)] + [
+        f"it starts from {name}, which did not come to its end ({how['ended']})"
+        for name, how in begun_with
+        if how["ended"] not in (*FINISHED, GIVEN)
+    ]

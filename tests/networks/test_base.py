@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -72,3 +75,20 @@ def test_recomputed_activations_give_the_same_gradients_for_a_second_forward_pas
     with torch.inference_mode():
         run(module, x, recompute=True)
     assert len(calls) == 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' heaps are not asked to keep anything")
+def test_a_kept_heap_hands_out_the_same_pages_again():
+    program = """
+import resource
+import torch
+from gliomap.networks import keep_heap
+keep_heap()
+for turn in range(20):
+    if turn == 10:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.empty(2**26, dtype=torch.uint8).fill_(1)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) <= 2**26 / 4096  # the pages of one of the ten

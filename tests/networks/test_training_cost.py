@@ -97,6 +97,29 @@ def test_patches_of_a_2d_network_are_slices():
     assert patch_size(three, (8, 24, 32)) == ((8, 24, 32), 1)
 
 
+def trained(of: Recipe, **changes) -> Recipe:
+    return replace(of, training=replace(of.training, **changes))
+
+
+def test_parts_need_the_activations_of_one_and_the_images_of_all():
+    four = recipe("druwas", (16, 16, 16), 4)
+    halves, half = (training_memory_bytes(trained(four, **how)) for how in ({"accumulation": 2}, {"batch_size": 2}))
+    assert halves - half == 2 * 16**3 * (4 * 4 + 1)  # images and classes of the other half
+    assert training_memory_bytes(four) > halves + 1e6
+    slices = recipe("unet2d", (6, 32, 32), 2)
+    assert training_memory_bytes(trained(slices, accumulation=2)) < training_memory_bytes(slices)
+
+
+def test_a_running_mean_is_one_more_copy_of_weights_and_statistics():
+    plain = recipe("attention_resunet", (16, 16, 16), 2)
+    held = sum(tensor.nbytes for tensor in build_network(plain).state_dict().values())
+    assert (
+        training_memory_bytes(trained(plain, ema_decay=0.999)) - training_memory_bytes(plain)
+        == held
+        > 4 * weights(plain)
+    )
+
+
 @pytest.fixture
 def machine(monkeypatch):
     """A machine on which a step takes 10 ms and 1 us for each voxel; lists what was tried."""
@@ -131,7 +154,7 @@ def test_time_of_a_patch_is_that_of_its_share_of_a_batch(machine, name, size, ba
     divisor, whole = 4, size[-len(tried[0][0]) :]
     assert all(n % divisor == 0 for axes, _ in tried for n in axes)
     assert all(2 * divisor <= n <= all_of_it for axes, _ in tried for n, all_of_it in zip(axes, whole, strict=True))
-    assert all(patches >= 2 for _, patches in tried)  # one patch alone takes longer than its share of two
+    assert all((patches == 1) == (batch == 1) for _, patches in tried)  # one alone takes longer than its share of two
     assert len(tried) <= 2 * 3
     voxels = [torch.Size(axes).numel() * patches for axes, patches in dict.fromkeys(tried)]
     assert all(more >= 2 * less for less, more in itertools.pairwise(voxels))
@@ -142,6 +165,17 @@ def test_what_every_step_costs_is_told_from_what_voxels_cost_on_a_slow_machine_t
     whole = recipe("druwas", (128, 128, 128), 2)
     assert patch_time_s(whole, limit_s=0.01) == pytest.approx(0.005 + 128**3 * 1e-6)
     assert tried == [((16, 16, 16), 2), ((16, 16, 16), 4)]
+
+
+def test_a_batch_in_parts_takes_as_long_as_its_parts(machine):
+    tried, _ = machine
+    halves = trained(recipe("druwas", (16, 16, 16), 8), accumulation=2)
+    assert patch_time_s(halves) == pytest.approx((0.01 + 1e-6 * 4 * 16**3) / 4)
+    assert max(patches for _, patches in tried) == 4
+    tried.clear()
+    single = trained(recipe("druwas", (32, 32, 32), 4), accumulation=4)
+    assert patch_time_s(single) == pytest.approx(0.01 + 1e-6 * 32**3)
+    assert {patches for _, patches in tried} == {1}
 
 
 def test_first_steps_that_the_machine_held_up_say_nothing_of_the_others(machine, monkeypatch):

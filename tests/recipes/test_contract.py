@@ -8,8 +8,9 @@ import torch
 from networks.tiny import TINY
 
 from gliomap.data.datasets import find_studies
-from gliomap.data.patches import PatchSampler, prepare_study
-from gliomap.engines import load_engine
+from gliomap.data.patches import PatchSampler
+from gliomap.data.prepared import prepare_study
+from gliomap.engines import load_engines
 from gliomap.losses import build_loss
 from gliomap.model_file import load_model
 from gliomap.networks import as_slices, build_network
@@ -71,7 +72,7 @@ def test_it_trains_on_phantoms_and_its_model_segments_one(name, data, tmp_path):
     study = find_studies(data)[0]
     volume, _ = study.read(recipe.modalities)
     truth, _, _ = study.read_classes()
-    classes = Segmenter(model.recipe, *load_engine(model, "cpu"))(volume, truth)
+    classes = Segmenter(model.recipe, *load_engines(model, "cpu"))(volume, truth)
     assert classes.shape == volume.shape
     assert set(np.unique(classes.array)) <= {0, 1, 2, 3}
 
@@ -83,10 +84,10 @@ def test_its_loss_falls_on_a_batch_it_sees_again(name, data):
     parameters = [p for p in network.parameters() if p.requires_grad]
     if not parameters:
         pytest.skip("nothing of it is trained by itself")
-    study, _ = prepare_study(find_studies(data)[0], recipe)
+    study = prepare_study(find_studies(data)[0], recipe)
     sampler = PatchSampler([study], replace(recipe.training, foreground_share=1.0), seed=0)
-    images, classes, _, _ = sampler.batch(0, 2)
-    x, y = torch.from_numpy(images), torch.from_numpy(classes)
+    batch = sampler.batch([0, 1])
+    x, y = torch.from_numpy(batch.images), torch.from_numpy(batch.classes)
     if network.spatial_dims == 2:
         x, y = as_slices(x), as_slices(y)
     optimizer = torch.optim.Adam(parameters, 5e-3)

@@ -8,9 +8,12 @@ from hypothesis import strategies as st
 
 from gliomap.report.charts import (
     MOST_HOVERED,
+    MOST_POINTS,
     WIDTH,
+    Curve,
     axis,
     box_chart,
+    curve_chart,
     difference_chart,
     rank_chart,
     shortened,
@@ -214,3 +217,110 @@ def test_long_names_keep_both_ends():
     assert len(found) == 40
     assert found.startswith("network_xxx")
     assert found.endswith("x_seed_7")
+
+
+def lines_of(chart, style="plain"):
+    """The points of each unbroken line of a style."""
+    return [
+        np.array([point.split() for point in line.split("L")], float)
+        for path in parts(chart, "path", f"curve {style}")
+        for line in path.get("d").split("M")[1:]
+    ]
+
+
+def curve(values, places=None, name="a", style="plain"):
+    places = np.arange(1.0, len(values) + 1) if places is None else np.asarray(places, float)
+    return Curve(name, places, np.asarray(values, float), style)
+
+
+def test_a_curve_goes_through_its_values_from_0_to_the_last_place():
+    (points,) = lines_of(curve_chart("t", [curve([1.0, 3.0, 2.0], [10, 20, 40])]))
+    x, y = points.T
+    assert (x[2] - x[0]) / (x[1] - x[0]) == pytest.approx(3, abs=0.02)
+    assert (y[2] - y[0]) / (y[1] - y[0]) == pytest.approx(0.5, abs=0.01)
+    assert y[1] < y[2] < y[0]
+    chart = curve_chart("t", [curve([1.0, 2.0], [1500, 3000])])
+    ticks_ = {e.text: float(e.get("x")) for e in parts(chart, "text", "tick") if e.get("text-anchor") == "middle"}
+    assert ticks_["3k"] == pytest.approx(lines_of(chart)[0][1, 0], abs=0.1)
+    assert ticks_["0"] < lines_of(chart)[0][0, 0] < ticks_["2k"]
+
+
+def test_a_logarithmic_curve_has_equal_steps_for_equal_ratios_and_leaves_out_what_has_no_logarithm():
+    chart = curve_chart("t", [curve([100.0, 10.0, 1.0, 0.0, -1.0])], logarithmic=True)
+    ((_, *y),) = (points.T for points in lines_of(chart))
+    assert np.diff(y[0])[0] == pytest.approx(np.diff(y[0])[1], abs=0.2)
+    assert len(y[0]) == 3
+    levels = [float(e.text) for e in parts(chart, "text", "tick") if e.get("text-anchor") == "end"]
+    assert levels == [1, 10, 100]
+    assert "a: 1 after 3, from 1 to 100 in 3 values" in parts(chart, "desc")[0].text
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 1.05), (2.0, 7.0), (0.5, 30.0), (1e-9, 1e9), (3.0, 3.0)])
+def test_a_logarithmic_axis_has_levels_whatever_its_range(low, high):
+    chart = curve_chart("t", [curve([low, high])], logarithmic=True)
+    levels = [float(e.text) for e in parts(chart, "text", "tick") if e.get("text-anchor") == "end"]
+    assert 2 <= len(levels) <= 8
+    assert levels == sorted(levels)
+    assert low / 1.5 <= levels[0] <= levels[-1] <= high * 1.5
+
+
+def test_a_gap_breaks_a_curve_and_a_value_alone_is_a_dot():
+    chart = curve_chart("t", [curve([1.0, 2.0, np.nan, 3.0, np.nan, 1.0, 2.0] + 40 * [2.0])])
+    assert [len(points) for points in lines_of(chart)] == [2, 42]
+    (dots,) = parts(chart, "path", "points plain")
+    assert dots.get("d").count("M") == 1
+    (few,) = parts(curve_chart("t", [curve([1.0, 2.0, 3.0])]), "path", "points plain")
+    assert few.get("d").count("M") == 3
+
+
+def test_of_many_points_the_ends_and_every_extreme_are_drawn():
+    values = np.random.default_rng(0).normal(size=50_000)
+    values[[123, 40_001]] = 30.0, -30.0
+    (points,) = lines_of(curve_chart("t", [curve(values)]))
+    assert len(points) <= MOST_POINTS + 2
+    assert (np.diff(points[:, 0]) >= 0).all()
+    (whole,) = lines_of(curve_chart("t", [curve(values[[0, 123, 40_001, -1]], [1, 124, 40_002, 50_000])]))
+    for place in whole:
+        assert np.abs(points - place).max(1).min() < 0.15
+
+
+@pytest.mark.parametrize("last", [0.0, 0.5, 1.0])
+def test_names_stand_at_the_ends_of_their_curves_and_apart(last):
+    crowd = [curve([0.5, last], name=str(i), style="s") for i in range(5)]
+    chart = curve_chart("t", [*crowd, curve([0.0, 1.0])])
+    labels = parts(chart, "text", "name s") + parts(chart, "text", "name plain")
+    places = np.sort(numbers(labels, "y")[:, 0])
+    assert len(places) == 6
+    assert (np.diff(places) >= 12.9).all()
+    assert 5 < places[0] < places[-1] < 195
+    assert numbers(labels, "x").min() > max(points[-1, 0] for points in lines_of(chart, "s"))
+    assert not parts(curve_chart("t", [curve([1.0, 2.0]), curve([1.0, 2.0], name="")]), "text", "name plain")
+
+
+def test_the_best_place_is_marked():
+    chart = curve_chart("t", [curve([1.0, 3.0, 2.0])], best=2.0)
+    ((at,),) = numbers(parts(chart, "line", "best"), "x1")
+    assert at == pytest.approx(lines_of(chart)[0][1, 0], abs=0.1)
+    assert not parts(curve_chart("t", [curve([1.0, 3.0, 2.0])]), "line", "best")
+
+
+@pytest.mark.parametrize("values", [[], [np.nan], [np.inf, -np.inf]])
+@pytest.mark.parametrize("logarithmic", [False, True])
+def test_curves_without_a_value_are_an_empty_chart_that_says_so(values, logarithmic):
+    chart = curve_chart("t", [curve(values)], logarithmic=logarithmic)
+    assert not parts(chart, "path")
+    assert "no value yet" in [e.text for e in parts(chart, "text", "tick")]
+    assert parts(chart, "desc")[0].text == "no value yet"
+
+
+@given(st.floats(1e-7, 1e6))
+def test_equal_values_however_small_are_in_the_middle_of_an_axis_of_their_size(value):
+    found = axis([value, value], 0, 100)
+    assert found.at(value) == pytest.approx(50)
+    assert 0.8 * value < found.low < found.high < 1.2 * value
+
+
+def test_names_cannot_break_a_curve_chart():
+    chart = curve_chart("<t>", [curve([1.0, 2.0], name="<script>"), curve([1.0, 3.0], name="&")], "<u>")
+    assert "<script" not in chart
+    assert [e.text for e in parts(chart, "text", "name plain")] == ["<script>", "&"]

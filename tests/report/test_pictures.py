@@ -146,5 +146,29 @@ def test_png_gives_the_picture_back(colour):
     picture[2:4, 3:6] = colour
     decoded = Image.open(io.BytesIO(pictures.png_bytes(picture)))
     assert np.array_equal(np.asarray(decoded.convert("RGB")), picture)
-    assert decoded.mode == ("L" if colour == (90, 90, 90) else "RGB")
+    assert decoded.mode == ("L" if colour == (90, 90, 90) else "P")
     assert pictures.data_uri(picture).startswith("data:image/png;base64,iVBOR")
+
+
+@pytest.mark.parametrize(("colours", "mode"), [(256, "P"), (257, "RGB")])
+def test_png_of_many_colours_gives_every_one_back(colours, mode):
+    numbers = np.arange(400).reshape(20, 20) % colours
+    picture = np.stack([numbers // 3, 255 - numbers // 2, numbers % 7], 2).astype(np.uint8)
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) == colours
+    decoded = Image.open(io.BytesIO(pictures.png_bytes(picture)))
+    assert decoded.mode == mode
+    assert np.array_equal(np.asarray(decoded.convert("RGB")), picture)
+
+
+def test_outlines_are_of_the_regions_asked_for_with_inner_ones_on_top():
+    classes = np.zeros((16, 16), np.uint8)
+    classes[1:15, 1:15], classes[4:12, 4:12], classes[4:9, 4:9] = ED, NCR, ET
+    grey = np.full((16, 16), 50, np.uint8)
+    drawn = pictures.outline_picture(grey, classes, ("ET", "TC", "WT"))
+    colours = pictures.REGION_COLOURS
+    assert tuple(drawn[1, 7]) == colours["WT"]
+    assert tuple(drawn[11, 11]) == colours["TC"]
+    assert tuple(drawn[4, 4]) == tuple(drawn[8, 8]) == colours["ET"]
+    assert tuple(drawn[2, 2]) == tuple(drawn[6, 6]) == (50, 50, 50)
+    whole = pictures.outline_picture(grey, classes, ("WT",)).reshape(-1, 3)
+    assert {tuple(colour) for colour in whole.tolist()} == {(50, 50, 50), colours["WT"]}

@@ -27,6 +27,26 @@ def names(text: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part for name in (text or "").split(",") if (part := name.strip())))
 
 
+def number(text: str, option: str, expected: str = "a number such as 0") -> int:
+    """The number, 0 or more, that an option has.
+
+    Raises:
+        UsageError: the text is none.
+    """
+    if not text.isdecimal():
+        raise UsageError(f"cannot read {option} {text!r}; expected {expected}")
+    return int(text)
+
+
+def numbers(text: str | None, option: str) -> tuple[int, ...]:
+    """The numbers in a list such as 1,2,3; none in nothing.
+
+    Raises:
+        UsageError: one of them is none.
+    """
+    return tuple(number(name, option) for name in names(text))
+
+
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 

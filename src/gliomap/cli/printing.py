@@ -13,6 +13,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from gliomap.evaluate import Summary
+    from gliomap.report.repeats import Spread
     from gliomap.rows import Row
 
 
@@ -58,6 +59,14 @@ def summary(metric: str, found: Mapping[tuple[str, str], Summary]) -> None:
         for (model, region), s in found.items()
     ]
     table([metric, "mean", "median", "studies", "missing"], rows)
+
+
+def spreads(found: Sequence[Spread]) -> None:
+    """A table for each metric: the means of repeated trainings, and what they are uncertain by."""
+    from gliomap.report.repeats import spread_table
+
+    for name in dict.fromkeys(one.metric for one in found):
+        table(*spread_table(found, name))
 
 
 def counts(layouts: Mapping[str, int]) -> None:

@@ -8,7 +8,7 @@ from gliomap.errors import UsageError
 from gliomap.networks.aspp_attention_unet import ASPPAttentionUNet, unet2d
 from gliomap.networks.attention_resunet import AttentionResUNet
 from gliomap.networks.backbones import DynUNet, SegResNet
-from gliomap.networks.base import Network, Outputs, as_slices, channels_last, fast_layout
+from gliomap.networks.base import Network, Outputs, as_slices, channels_last, fast_layout, keep_heap
 from gliomap.networks.baselines import UNETR, AttentionUNet, SwinUNETR, UNet3d, VNet
 from gliomap.networks.cga_unet import CGAUNet
 from gliomap.networks.druwas import DRUwAS
@@ -68,4 +68,4 @@ def _impossible_sizes(settings: dict[str, Any]) -> list[str]:
     return found
 
 
-__all__ = ["NETWORKS", "Network", "Outputs", "as_slices", "build_network", "channels_last", "fast_layout"]
+__all__ = ["NETWORKS", "Network", "Outputs", "as_slices", "build_network", "channels_last", "fast_layout", "keep_heap"]

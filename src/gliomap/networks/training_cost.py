@@ -11,7 +11,7 @@ from gliomap.losses import build_loss
 from gliomap.networks import Network, build_network, channels_last, fast_layout
 from gliomap.networks.base import Outputs
 from gliomap.networks.counting import Step, count_step, parameters
-from gliomap.recipe import Recipe
+from gliomap.recipe import Recipe, Training
 
 HEAP_BYTES = 500_000_000
 """What Linux's C library keeps of the memory that tensors no longer use: 0.4 to 0.7 GB were measured, whatever the network."""
@@ -22,21 +22,26 @@ _Trial = tuple[tuple[int, ...], int]
 
 
 def training_memory_bytes(recipe: Recipe) -> int:
-    """The largest memory of a training step on a CPU, beyond the program itself and the studies.
+    """The largest memory of a training step on a CPU, in one process, beyond the program itself and the studies.
 
-    Weights, their gradients and Adam's moments, the batch, its activations and those of the loss, and `HEAP_BYTES`. On a GPU
-    there is no such heap, but what kernels take for themselves, which is not known here.
+    Weights, their gradients and Adam's moments, their running mean if there is one, the batch, the activations of one part
+    of it and those of the loss, and `HEAP_BYTES`. On a GPU there is no such heap, but what kernels take for themselves,
+    which is not known here.
     """
-    network = _build(recipe, "meta")
-    size, batch = patch_size(network, recipe.training.patch_size)
-    step = _count(recipe, network, size, batch * recipe.training.batch_size)
-    moments = 3 if recipe.training.amsgrad else 2
+    network, settings = _build(recipe, "meta"), recipe.training
+    size, slices = patch_size(network, settings.patch_size)
+    part = part_size(settings)
+    step = _count(recipe, network, size, slices * part)
+    moments = 3 if settings.amsgrad else 2
     weights = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
-    return weights + (1 + moments) * _FLOAT_BYTES * parameters(network) + step.memory_bytes + HEAP_BYTES
+    copies = 1 if settings.ema_decay is None else 2
+    others = (settings.batch_size - part) * math.prod(settings.patch_size) * (_FLOAT_BYTES * network.in_channels + 1)
+    learnt = (1 + moments) * _FLOAT_BYTES * parameters(network)
+    return copies * weights + learnt + others + step.memory_bytes + HEAP_BYTES
 
 
 def patch_time_s(recipe: Recipe, device: torch.device | str = "cpu", limit_s: float = 3.0) -> float:
-    """Seconds of training per patch, expected after trying smaller batches of smaller patches for about ``limit_s``.
+    """Seconds of training per patch, expected after trying smaller parts of smaller patches for about ``limit_s``.
 
     A step is taken to cost so much, and so much more for each voxel, as the smallest and the largest trial say. Where the
     smallest takes longer than that, as it may on a busy machine, others are tried all the same, since it says nothing of
@@ -45,14 +50,19 @@ def patch_time_s(recipe: Recipe, device: torch.device | str = "cpu", limit_s: fl
     """
     network = _build(recipe, device)
     whole, slices = patch_size(network, recipe.training.patch_size)
-    batch = slices * recipe.training.batch_size
-    trials = _trials(network, whole, batch)
+    part = part_size(recipe.training)
+    trials = _trials(network, whole, slices * part)
     begun = time.perf_counter()
     timed = [_timed(recipe, network, trial, limit_s) for trial in trials[:2]]
     left_s = max(limit_s - (time.perf_counter() - begun), timed[0][1])
     larger = [t for t in trials[2:] if _voxels(t) <= _GROWTH * timed[-1][0] and _hoped_s(timed, _voxels(t)) <= left_s]
     timed += [_timed(recipe, network, trial, limit_s) for trial in larger[-1:]]
-    return _expected_s(timed, _voxels((whole, batch))) / recipe.training.batch_size
+    return _expected_s(timed, _voxels((whole, slices * part))) / part
+
+
+def part_size(training: Training) -> int:
+    """How many patches go through the network at once, in a training of one process."""
+    return training.batch_size // training.accumulation
 
 
 def patch_size(network: Network, size: tuple[int, int, int]) -> tuple[tuple[int, ...], int]:
@@ -61,16 +71,18 @@ def patch_size(network: Network, size: tuple[int, int, int]) -> tuple[tuple[int,
 
 
 def _trials(network: Network, whole: tuple[int, ...], batch: int) -> list[_Trial]:
-    """What to try, from few voxels to many: two patches of the sizes there are, four of the smallest, and the whole batch.
+    """What to try, from few voxels to many: two patches of the sizes there are, four of the smallest, and the whole part.
 
-    Nothing between the smallest and twice its voxels, which would tell little. Never one patch, which on a CPU is slower
-    than its share of two. No axis is shorter than two voxels where the network is coarsest: one cannot be normalised.
+    One patch, which on a CPU is slower than its share of two, where a part has no more, and only there. Nothing between the
+    smallest and twice its voxels, which would tell little. No axis is shorter than two voxels where the network is coarsest:
+    one cannot be normalised.
     """
     divisor = network.size_divisor
     sizes = [tuple(min(max(-(-n * part // (8 * divisor)), 2) * divisor, n) for n in whole) for part in range(1, 9)]
     sizes = [size for size in sizes if _takes(network, size)] or [whole]
-    largest = (whole, max(batch, 2))
-    trials = {_voxels(trial): trial for trial in (*((size, 2) for size in sizes), (sizes[0], 4), largest)}
+    few, largest = min(batch, 2), (whole, batch)
+    most_of_smallest = (sizes[0], 4 if few == 2 else 1)
+    trials = {_voxels(trial): trial for trial in (*((size, few) for size in sizes), most_of_smallest, largest)}
     least, most = min(trials), _voxels(largest)
     return [trials[n] for n in sorted(trials) if n in (least, most) or 2 * least <= n < most]
 

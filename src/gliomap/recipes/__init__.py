@@ -16,7 +16,7 @@ RECIPES: dict[str, Recipe] = {r.name: r for r in (*_PAPERS, *fair_recipes(_PAPER
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of that name, or the one in that JSON file (such as a run's ``recipe.json``).
+    """The recipe of that name, or the one in that JSON file: a run's ``recipe.json`` or ``run.json``.
 
     Raises:
         UsageError: there is none.
@@ -33,4 +33,6 @@ def find_recipe(name: str) -> Recipe:
             else "gliomap models lists the networks, docs/recipes.md all recipes"
         )
         raise UsageError(f"no recipe is called {name!r}; expected one of {len(RECIPES)} names or a recipe.json: {hint}")
-    return recipe_from_json(json.dumps(read_json(path)))
+    content = read_json(path)
+    record = isinstance(content, dict) and content.get("verb") == "train"
+    return recipe_from_json(json.dumps(content.get("recipe") if record else content))

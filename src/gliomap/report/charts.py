@@ -1,11 +1,11 @@
-"""Charts as inline SVG text: box and strip plots, differences by study, mean ranks with their critical difference.
+"""Charts as inline SVG text: curves, box and strip plots, differences by study, mean ranks with their critical difference.
 
 Nothing but numbers and names goes in; colours are the page's style sheet's, so that a chart follows dark mode and print.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from markupsafe import Markup
@@ -18,7 +18,12 @@ WIDTH = 420
 MOST_HOVERED = 200
 """Up to so many studies each dot has the study's name; beyond it dots are one path, or a page would weigh megabytes."""
 
-_ROW, _LABEL, _BOX, _JITTER, _LANE = 46, 13, 7.0, 8.0, 72
+MOST_POINTS = 400
+"""About so many points has a drawn curve; of more, only the lowest and the highest of each stretch are drawn."""
+MOST_RINGED = 30
+"""Up to so many points of a curve each has a dot of its own."""
+
+_ROW, _LABEL, _LINE, _BOX, _JITTER, _LANE = 46, 13, 13, 7.0, 8.0, 72
 _ALONG, _ACROSS = math.sqrt(2) - 1, (math.sqrt(5) - 1) / 2
 
 
@@ -36,12 +41,25 @@ class Axis:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
+@dataclass(frozen=True)
+class Curve:
+    """Values (N,) at rising places (N,), drawn in the style sheet's class ``style``; a value that is not finite is a gap.
+
+    A curve without a name is an addition to another: it has no label and is not described.
+    """
+
+    name: str
+    places: Array
+    values: Array
+    style: str
+
+
 def axis(values: Sequence[float] | Array, start: float, end: float) -> Axis:
     """An axis that has room for all values that are numbers, and for something where they are all equal."""
     known = np.asarray(values, float)
     known = known[np.isfinite(known)]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
-    room = 0.04 * (high - low) or max(0.1 * abs(high), 1e-3)
+    room = 0.04 * (high - low) or 0.1 * abs(high) or 1e-3
     return Axis(low - room, high + room, start, end)
 
 
@@ -58,6 +76,114 @@ def shortened(name: str, most: int) -> str:
         return name
     tail = (most - 1) // 2
     return f"{name[: most - 1 - tail]}…{name[len(name) - tail :]}"
+
+
+def curve_chart(
+    title: str, curves: Sequence[Curve], unit: str = "", *, logarithmic: bool = False, best: float | None = None
+) -> Markup:
+    """Curves over the same places, which are counts, each with its name at its end; ``best`` is a place to mark.
+
+    ``logarithmic`` is for values above 0; others are left out. Curves that have no value leave the chart empty, and it says so.
+    """
+    curves = [_logarithm(curve) for curve in curves] if logarithmic else curves
+    known = np.concatenate([np.empty(0), *(curve.values[np.isfinite(curve.values)] for curve in curves)])
+    places = np.concatenate([np.zeros(1), *(curve.places for curve in curves)])
+    named = [curve for curve in curves if curve.name and np.isfinite(curve.values).any()]
+    room = max([6.6 * len(shortened(curve.name, 16)) for curve in named if len(named) > 1], default=0.0)
+    left, bottom = 52.0, 190.0
+    across = Axis(0.0, max(float(places.max()), 1.0), left, WIDTH - 16 - room)
+    up = axis(known, bottom - 6, 20)
+    levels = _powers(up) if logarithmic else [(v, f"{v:.4g}") for v in ticks(up.low, up.high, 5)]
+    parts = [_text(unit, 0, 11, "tick")]
+    for level, words in levels:
+        parts += [_line(left, up.at(level), across.end, up.at(level), "grid")]
+        parts += [_text(words, left - 5, up.at(level) + 4, "tick", "end")]
+    for place in ticks(0, across.high, 4):
+        parts.append(_text(_count(place), across.at(place), bottom + 14, "tick", "middle"))
+    if best is not None:
+        parts.append(_line(across.at(best), 20, across.at(best), bottom - 6, "best"))
+    for curve in curves:
+        parts += _curve(across, up, curve)
+    parts += _end_labels(across, up, named) if len(named) > 1 else []
+    if not known.size:
+        parts.append(_text("no value yet", (left + across.end) / 2, bottom / 2, "tick", "middle"))
+    described = "; ".join(_described(curve, logarithmic) for curve in named) or "no value yet"
+    return _chart(title, described, bottom + 20, parts)
+
+
+def _logarithm(curve: Curve) -> Curve:
+    above = np.where(curve.values > 0, curve.values, np.nan)
+    return replace(curve, values=np.log10(above))
+
+
+def _powers(up: Axis) -> list[tuple[float, str]]:
+    """Levels of a logarithmic axis: powers of ten, with what is between them where there are few."""
+    for factors in ((1,), (1, 3), (1, 2, 5), range(1, 10)):
+        decades = range(math.floor(up.low), math.ceil(up.high) + 1)
+        found = [(decade + math.log10(f), f * 10.0**decade) for decade in decades for f in factors]
+        inside = [(level, f"{value:.4g}") for level, value in found if up.low <= level <= up.high]
+        if len(inside) >= 3:
+            break
+    else:
+        return [(level, f"{10**level:.3g}") for level in ticks(up.low, up.high, 5)]
+    return inside[:: math.ceil(len(inside) / 7)]
+
+
+def _count(number: float) -> str:
+    """A count in few letters: 500, 1.5k, 2M."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.4g}{letter}"
+    return f"{number:.4g}"
+
+
+def _curve(across: Axis, up: Axis, curve: Curve) -> list[Markup]:
+    """Its line, broken at gaps, with a dot for each point where there are few, and for each that stands alone."""
+    found, alone = [], []
+    finite = np.isfinite(curve.values)
+    runs = np.split(np.arange(finite.size), np.flatnonzero(np.diff(finite)) + 1)
+    for run in (run for run in runs if run.size and finite[run[0]]):
+        x, y = (values[run][_thinned(curve.values[run])] for values in (curve.places, curve.values))
+        points = [(across.at(a), up.at(b)) for a, b in zip(x.tolist(), y.tolist(), strict=True)]
+        if len(points) > 1:
+            found.append("M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in points))
+        if len(points) == 1 or finite.sum() <= MOST_RINGED:
+            alone += [f"M{a:.1f} {b:.1f}h0" for a, b in points]
+    lines = [_element("path", cls=f"curve {curve.style}", d="".join(found))] if found else []
+    return lines + ([_element("path", cls=f"points {curve.style}", d="".join(alone))] if alone else [])
+
+
+def _thinned(values: Array) -> NDArray[np.int64]:
+    """Which of many values are drawn: the first, the last, and the lowest and the highest of each stretch."""
+    if values.size <= MOST_POINTS:
+        return np.arange(values.size)
+    stretches = np.array_split(np.arange(values.size), MOST_POINTS // 2)
+    ends = [stretch[[values[stretch].argmin(), values[stretch].argmax()]] for stretch in stretches]
+    return np.unique(np.concatenate([[0, values.size - 1], *ends]))
+
+
+def _end_labels(across: Axis, up: Axis, curves: Sequence[Curve]) -> list[Markup]:
+    """The names beside the last values, moved up or down until each has its line."""
+    ends = [up.at(float(curve.values[np.isfinite(curve.values)][-1])) + 4 for curve in curves]
+    order = sorted(range(len(curves)), key=lambda i: ends[i])
+    highest, lowest = -math.inf, up.start + 4
+    for i in order:
+        ends[i] = highest = max(ends[i], highest + _LINE)
+    for i in order[::-1]:
+        ends[i] = min(ends[i], lowest)
+        lowest = ends[i] - _LINE
+    return [
+        _text(shortened(curve.name, 16), across.end + 6, y, f"name {curve.style}")
+        for curve, y in zip(curves, ends, strict=True)
+    ]
+
+
+def _described(curve: Curve, logarithmic: bool) -> str:
+    finite = np.isfinite(curve.values)
+    values = curve.values[finite]
+    values = 10.0**values if logarithmic else values
+    at = f"{values[-1]:.4g} after {curve.places[finite][-1]:.0f}"
+    return f"{curve.name}: {at}, from {values.min():.4g} to {values.max():.4g} in {values.size} values"
 
 
 def box_chart(

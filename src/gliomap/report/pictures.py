@@ -26,6 +26,8 @@ SIDE_LETTERS: dict[Plane, tuple[str, str]] = {"axial": ("R", "L"), "coronal": ("
 
 # Okabe and Ito's palette, which stays apart under the common colour vision deficiencies.
 CLASS_COLOURS: dict[int, Colour] = {ET: (213, 94, 0), NCR: (240, 228, 66), ED: (86, 180, 233), RC: (204, 121, 167)}
+REGION_COLOURS = {"ET": CLASS_COLOURS[ET], "TC": CLASS_COLOURS[NCR], "WT": CLASS_COLOURS[ED]}
+"""A region's outline has the colour of the class that it adds to the region inside it."""
 DIFFERENCE_COLOURS: dict[str, Colour] = {
     "agreement": (0, 158, 115),
     "false positive": (230, 159, 0),
@@ -170,6 +172,15 @@ def class_picture(grey: NDArray[np.uint8], classes: NDArray[np.uint8]) -> NDArra
     return picture
 
 
+def outline_picture(grey: NDArray[np.uint8], classes: NDArray[np.uint8], regions: Sequence[str]) -> NDArray[np.uint8]:
+    """Draw the outlines of some regions of a class map over a grey slice of the same shape, inner regions over outer ones."""
+    picture = grey_picture(grey)
+    for region, colour in reversed(REGION_COLOURS.items()):
+        if region in regions:
+            picture = painted(picture, region_mask(classes, region), colour, fill=0)
+    return picture
+
+
 def difference_picture(
     grey: NDArray[np.uint8], truth: NDArray[np.bool_], predicted: NDArray[np.bool_]
 ) -> NDArray[np.uint8]:
@@ -198,11 +209,22 @@ def lettered(picture: NDArray[np.uint8], plane: Plane, pixel_mm: float) -> NDArr
 
 
 def png_bytes(picture: NDArray[np.uint8]) -> bytes:
-    """Encode a picture (rows, columns, 3) as PNG, in grey where it has no colour: a third of the size."""
+    """Encode a picture (rows, columns, 3) as PNG, in grey or by a list of up to 256 colours where it has no more: smaller."""
     without_colour = bool((picture == picture[:, :, :1]).all())
+    image = Image.fromarray(picture[:, :, 0]) if without_colour else _with_palette(picture)
     buffer = io.BytesIO()
-    Image.fromarray(picture[:, :, 0] if without_colour else picture).save(buffer, format="PNG")
+    image.save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def _with_palette(picture: NDArray[np.uint8]) -> Image.Image:
+    red, green, blue = np.moveaxis(picture.astype(np.uint32), 2, 0)
+    colours, places = np.unique(red << 16 | green << 8 | blue, return_inverse=True)
+    if colours.size > 256:
+        return Image.fromarray(picture)
+    image = Image.fromarray(places.reshape(picture.shape[:2]).astype(np.uint8))
+    image.putpalette(np.stack([colours >> 16 & 255, colours >> 8 & 255, colours & 255], 1).astype(np.uint8).tobytes())
+    return image
 
 
 def data_uri(picture: NDArray[np.uint8]) -> str:
