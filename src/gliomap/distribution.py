@@ -90,8 +90,11 @@ def is_first_process() -> bool:
 
 
 def threads_of_each(fabric: Fabric) -> int:
-    """How many threads a process computes with, where nobody says: its share of the cores."""
-    return max(cores() // getattr(fabric.strategy, "num_processes", 1), 1)
+    """How many threads a process computes with, where nobody says: OMP_NUM_THREADS, or its share of the cores."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return (
+        int(told) if told.isdecimal() and int(told) else max(cores() // getattr(fabric.strategy, "num_processes", 1), 1)
+    )
 
 
 @contextmanager

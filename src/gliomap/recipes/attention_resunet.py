@@ -73,7 +73,7 @@ SMALL = replace(
     ),
     training=Training(
         patches=6000,
-        patch_size=(64, 80, 64),
+        patch_size=(48, 64, 48),
         batch_size=2,
         learning_rate=2e-3,
         weight_decay=1e-5,
