@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gliomap.data.datasets import find_studies, parse_labels
+from gliomap.data.datasets import labelled_studies
 from gliomap.data.images import label_bytes
 from gliomap.data.rounds import Rounds, cross_validation, dependences, hold_out, read_cross_validation
 from gliomap.data.study import ImageFile, Study
@@ -182,10 +182,7 @@ def _planned(options: RepeatOptions) -> _Plan:
 def _labelled_studies(data: Path | None, labels: str | None) -> list[Study]:
     if data is None:
         raise UsageError("repeated trainings need DATA, a folder of labelled studies; gliomap phantom -o DIR makes one")
-    studies = [s for s in find_studies(data, parse_labels(labels)) if s.label or s.problem]
-    if not studies:
-        raise InputError(f"{data} has no study with a label map; training needs labelled studies")
-    return studies
+    return labelled_studies(data, labels)
 
 
 def _rounds(options: RepeatOptions, recipe: Recipe, studies: Sequence[Study]) -> Rounds:

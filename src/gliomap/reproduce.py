@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gliomap import __version__
-from gliomap.data.datasets import find_studies, parse_labels
+from gliomap.data.datasets import labelled_studies
 from gliomap.data.rounds import (
     Rounds,
     cross_validation,
@@ -152,9 +152,7 @@ def _studies(options: ReproduceOptions) -> list[Study]:
     """The labelled studies, or those of as many patients as were asked for."""
     if options.data is None:
         raise UsageError(f"{options.table} has rows to train: give DATA, a folder of labelled studies")
-    studies = [s for s in find_studies(options.data, parse_labels(options.labels)) if s.label or s.problem]
-    if not studies:
-        raise InputError(f"{options.data} has no study with a label map; a reproduction needs labelled studies")
+    studies = labelled_studies(options.data, options.labels)
     if options.studies is None:
         return studies
     if isinstance(options.folds, Path):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from gliomap.checkpoint import CHECKPOINT, has_checkpoint
-from gliomap.data.datasets import count_layouts, find_studies, parse_labels
+from gliomap.data.datasets import count_layouts, labelled_studies
 from gliomap.data.folds import draw_split, read_fold
 from gliomap.data.patches import PatchSampler
 from gliomap.data.phantoms import phantom_studies
@@ -236,10 +236,7 @@ def _studies(options: TrainOptions) -> list[Study]:
         raise UsageError("training needs studies: give DATA, a folder of labelled studies, or --phantoms 100")
     if options.data is None:
         return phantom_studies(options.phantoms, options.seed, options.phantom_size)
-    studies = [s for s in find_studies(options.data, parse_labels(options.labels)) if s.label or s.problem]
-    if not studies:
-        raise InputError(f"{options.data} has no study with a label map; training needs labelled studies")
-    return studies
+    return labelled_studies(options.data, options.labels)
 
 
 def _divide(options: TrainOptions, recipe: Recipe, studies: list[Study]) -> _Split:

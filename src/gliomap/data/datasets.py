@@ -190,3 +190,16 @@ def _governing_json(folder: Path) -> Path | None:
 def parse_labels(text: str | None) -> Convention | None:
     """The convention given with ``--labels``, if one was given; raises UsageError for one that does not exist."""
     return None if text is None else parse_convention(text, "--labels")
+
+
+def labelled_studies(data: Path, labels: str | None) -> list[Study]:
+    """The studies of a folder to train on: those with a label map, read as ``--labels`` says, or with a problem to report.
+
+    Raises:
+        UsageError: there is no such convention.
+        InputError: the folder cannot be read, or none of its studies has a label map.
+    """
+    studies = [s for s in find_studies(data, parse_labels(labels)) if s.label or s.problem]
+    if not studies:
+        raise InputError(f"{data} has no study with a label map; training needs labelled studies")
+    return studies
