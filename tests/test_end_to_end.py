@@ -65,7 +65,7 @@ def test_a_bright_voxel_at_a_known_place_is_found_again_in_the_label_map(tmp_pat
     from gliomap.data.images import label_bytes  # noqa: PLC0415
     from gliomap.recipe import with_settings  # noqa: PLC0415
     from gliomap.recipes import find_recipe  # noqa: PLC0415
-    from gliomap.segmenter import Segmenter  # noqa: PLC0415
+    from gliomap.segmenter import Engine, Segmenter  # noqa: PLC0415
 
     point_mm = np.array([20.0, 35.0, 15.0, 1.0])
     recipe = with_settings(
@@ -91,7 +91,7 @@ def test_a_bright_voxel_at_a_known_place_is_found_again_in_the_label_map(tmp_pat
         values[voxel] = 30_000
         nib.save(nib.Nifti1Image(values, image.affine, image.header), path)
         volume, _ = study.read()
-        classes = Segmenter(recipe, (brightest,), (16, 16, 16))(volume)
+        classes = Segmenter(recipe, (Engine(brightest, (16, 16, 16)),))(volume)
         (tmp_path / "labels.nii.gz").write_bytes(label_bytes(classes, path))
         written = nib.load(tmp_path / "labels.nii.gz")
         assert np.argwhere(np.asarray(written.dataobj) == 3).tolist() == [list(voxel)]

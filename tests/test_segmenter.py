@@ -14,6 +14,7 @@ from gliomap.metrics import dice
 from gliomap.recipe import Inference, Postprocessing, Preprocessing, View
 from gliomap.recipes import RECIPES
 from gliomap.segmenter import (
+    Engine,
     Segmenter,
     activate,
     centre_slices,
@@ -97,7 +98,9 @@ def brain_with_tumour(shape=SHAPE, spacing=(1.0, 1.0, 1.0)):
 def test_windows_are_combined_as_by_monai(shape, window, overlap):
     network = convolutions()
     images = np.random.default_rng(1).normal(size=(2, *shape)).astype(np.float32)
-    segmenter = Segmenter(replace(RECIPE, inference=Inference(window, overlap)), (engine_of(network),), (1,) * 3)
+    segmenter = Segmenter(
+        replace(RECIPE, inference=Inference(window, overlap)), (Engine(engine_of(network), (1,) * 3),)
+    )
     theirs = sliding_window_inference(
         torch.from_numpy(images)[None], window, 2, network, overlap=overlap, mode="gaussian", sigma_scale=0.125
     )
@@ -131,7 +134,8 @@ def test_one_pass_sees_padded_images_and_its_padding_is_removed():
         seen.append(batch.shape)
         return np.concatenate([batch, batch + 1], 1)
 
-    logits = Segmenter(RECIPE, (engine,), (16,) * 3).logits(images, engine)
+    padding = Engine(engine, (16,) * 3)
+    logits = Segmenter(RECIPE, (padding,)).logits(images, padding)
     assert seen == [(1, 2, 16, 16, 32)]
     np.testing.assert_array_equal(logits, np.concatenate([images, images + 1]))
 
@@ -148,7 +152,7 @@ def test_padding_is_zero_and_central():
 @pytest.mark.parametrize("inference", [Inference(), Inference((16, 16, 16), 0.5)])
 def test_a_perfect_engine_gives_back_exactly_the_mask_on_the_images_grid(inference):
     volume, tumour, _ = brain_with_tumour()
-    classes = Segmenter(replace(RECIPE, inference=inference), (threshold_engine,), (16,) * 3)(volume)
+    classes = Segmenter(replace(RECIPE, inference=inference), (Engine(threshold_engine, (16,) * 3),))(volume)
     assert classes.array.dtype == np.uint8
     np.testing.assert_array_equal(classes.affine, volume.affine)
     np.testing.assert_array_equal(classes.array, (tumour * np.uint8(ED))[None])
@@ -160,7 +164,9 @@ def test_a_perfect_engine_gives_back_exactly_the_mask_on_the_images_grid(inferen
 )
 def test_a_perfect_engine_at_two_millimetres_gives_nearly_the_mask(shape, spacing):
     volume, tumour, brain = brain_with_tumour(shape, spacing)
-    segmenter = Segmenter(replace(RECIPE, preprocessing=Preprocessing(spacing_mm=2.0)), (threshold_engine,), (16,) * 3)
+    segmenter = Segmenter(
+        replace(RECIPE, preprocessing=Preprocessing(spacing_mm=2.0)), (Engine(threshold_engine, (16,) * 3),)
+    )
     classes = segmenter(volume)
     assert classes.array.shape == (1, *shape)
     np.testing.assert_array_equal(classes.affine, volume.affine)
@@ -182,7 +188,7 @@ def test_grid_of_equal_shape_but_another_spacing_is_still_resampled():
         sizes.append(images.shape[2:])
         return threshold_engine(images)
 
-    segmenter = Segmenter(replace(RECIPE, preprocessing=Preprocessing(spacing_mm=2.0)), (engine,), (1,) * 3)
+    segmenter = Segmenter(replace(RECIPE, preprocessing=Preprocessing(spacing_mm=2.0)), (Engine(engine, (1,) * 3),))
     assert segmenter.with_probabilities(volume)[1].shape == sizes[0]  # rounding up hides the difference
     found = segmenter(volume).array[0] == ED
     middles = [np.argwhere(m).mean(0) * spacing for m in (found, tumour)]
@@ -193,7 +199,7 @@ def test_grid_of_equal_shape_but_another_spacing_is_still_resampled():
 def test_nothing_is_found_outside_the_brain(spacing_mm):
     volume, _, brain = brain_with_tumour()
     recipe = replace(RECIPE, preprocessing=Preprocessing(spacing_mm=spacing_mm))
-    classes = Segmenter(recipe, (everything_engine,), (16,) * 3)(volume).array[0]
+    classes = Segmenter(recipe, (Engine(everything_engine, (16,) * 3),))(volume).array[0]
     np.testing.assert_array_equal(classes, brain * np.uint8(ET))
 
 
@@ -201,7 +207,7 @@ def test_oblique_study_keeps_its_affine():
     volume, tumour, _ = brain_with_tumour()
     turn = np.array([[0.96, -0.28, 0, -50], [0.28, 0.96, 0, 20], [0, 0, 1, -7], [0, 0, 0, 1]])
     oblique = Volume(volume.array, turn)
-    classes = Segmenter(RECIPE, (threshold_engine,), (16,) * 3)(oblique)
+    classes = Segmenter(RECIPE, (Engine(threshold_engine, (16,) * 3),))(oblique)
     np.testing.assert_array_equal(classes.affine, turn)
     np.testing.assert_array_equal(classes.array[0] == ED, tumour)
 
@@ -210,7 +216,7 @@ def test_recipes_postprocessing_is_applied():
     volume, tumour, brain = brain_with_tumour()
     volume.array[0, 8:10, 24, 18] = 300  # two bright voxels away from the ball
     assert brain[8:10, 24, 18].all()
-    segmenter = Segmenter(RECIPE, (threshold_engine,), (16,) * 3)
+    segmenter = Segmenter(RECIPE, (Engine(threshold_engine, (16,) * 3),))
     assert (segmenter(volume).array[0] == ED).sum() == tumour.sum() + 2
     tidy = replace(segmenter, recipe=replace(RECIPE, postprocessing=Postprocessing(3)))
     np.testing.assert_array_equal(tidy(volume).array[0] == ED, tumour)
@@ -218,7 +224,7 @@ def test_recipes_postprocessing_is_applied():
 
 def test_probabilities_are_on_the_brains_box():
     volume, tumour, brain = brain_with_tumour()
-    probabilities = Segmenter(RECIPE, (threshold_engine,), (16,) * 3).with_probabilities(volume)[1]
+    probabilities = Segmenter(RECIPE, (Engine(threshold_engine, (16,) * 3),)).with_probabilities(volume)[1]
     places = np.argwhere(brain)
     low, high = places.min(0), places.max(0) + 1
     assert probabilities.shape == tuple(high - low)
@@ -234,7 +240,7 @@ def test_sigmoid_target_is_decoded_by_regions():
 
     volume, tumour, brain = brain_with_tumour()
     recipe = replace(RECIPE, target=NESTED_REGIONS)
-    classes = Segmenter(recipe, (regions_engine,), (16,) * 3)(volume).array[0]
+    classes = Segmenter(recipe, (Engine(regions_engine, (16,) * 3),))(volume).array[0]
     np.testing.assert_array_equal(classes, np.where(tumour, NCR, ED) * brain)
 
 
@@ -291,7 +297,7 @@ def test_views_are_combined_as_the_recipe_says(combine, share):
         return left_right_engine(images)
 
     recipe = replace(RECIPE, inference=Inference(views=views, combine=combine))
-    found = Segmenter(recipe, (engine,), (1, 1, 1))(volume).array[0] == ED
+    found = Segmenter(recipe, (Engine(engine, (1, 1, 1)),))(volume).array[0] == ED
     assert len(seen) == 4
     np.testing.assert_array_equal(seen[1], seen[0][..., ::-1])
     np.testing.assert_array_equal(seen[2], seen[0][..., ::-1, ::-1])
@@ -317,7 +323,9 @@ def test_networks_of_an_ensemble_are_combined_as_views_are(combine, tissue):
     volume, _, brain = brain_with_tumour()
     sure_of_one = (constant_engine(ET, 9), constant_engine(ED, 1), constant_engine(ED, 1))
     recipe = replace(RECIPE, inference=Inference(views=("identity", "rotate_180"), combine=combine))
-    classes, probabilities = Segmenter(recipe, sure_of_one, (1, 1, 1)).with_probabilities(volume)
+    classes, probabilities = Segmenter(recipe, tuple(Engine(one, (1, 1, 1)) for one in sure_of_one)).with_probabilities(
+        volume
+    )
     np.testing.assert_array_equal(classes.array[0], brain * np.uint8(tissue))
     sure, unsure = np.exp(9) / (np.exp(9) + 3), np.e / (np.e + 3)
     np.testing.assert_allclose(probabilities.array[SOFTMAX_CHANNEL[ET]], (sure + 2 / (np.e + 3)) / 3, rtol=1e-5)
@@ -331,9 +339,9 @@ def test_an_ensembles_probabilities_are_the_mean_of_its_members(spacing_mm):
     volume, _, _ = brain_with_tumour()
     inference = Inference((16, 16, 16), views=("identity", "flip_left_right"))
     recipe = replace(RECIPE, preprocessing=Preprocessing(spacing_mm=spacing_mm), inference=inference)
-    engines = tuple(engine_of(convolutions(seed=seed)) for seed in range(3))
-    together = Segmenter(recipe, engines, (1, 1, 1)).with_probabilities(volume)[1].array
-    alone = [Segmenter(recipe, (engine,), (1, 1, 1)).with_probabilities(volume)[1].array for engine in engines]
+    engines = tuple(Engine(engine_of(convolutions(seed=seed)), (1, 1, 1)) for seed in range(3))
+    together = Segmenter(recipe, engines).with_probabilities(volume)[1].array
+    alone = [Segmenter(recipe, (engine,)).with_probabilities(volume)[1].array for engine in engines]
     assert together.dtype == np.float32
     np.testing.assert_allclose(together, np.mean(alone, 0), atol=1e-6)
 
@@ -356,7 +364,7 @@ def test_a_study_is_prepared_once_and_one_networks_probabilities_are_held_at_a_t
 
     monkeypatch.setattr(segmenter_module, "prepare", counted)
     monkeypatch.setattr(segmenter_module, "activate", watched)
-    Segmenter(RECIPE, (threshold_engine,) * 6, (16,) * 3).with_probabilities(volume)
+    Segmenter(RECIPE, (Engine(threshold_engine, (16,) * 3),) * 6).with_probabilities(volume)
     assert len(prepared) == 1
     assert max(held) <= 1
 
@@ -370,7 +378,7 @@ def test_a_truth_centred_recipe_sees_only_the_box_about_the_true_tumour():
         seen.append(images.shape)
         return threshold_engine(images)
 
-    segmenter = Segmenter(replace(RECIPE, preprocessing=settings), (engine,), (4, 4, 4))
+    segmenter = Segmenter(replace(RECIPE, preprocessing=settings), (Engine(engine, (4, 4, 4)),))
     truth = volume.with_array((tumour * np.uint8(ED)).astype(np.uint8))
     classes = segmenter(volume, truth)
     assert seen == [(1, 2, 20, 20, 20)]

@@ -14,6 +14,7 @@ from gliomap.classes import PARTS, REGIONS
 from gliomap.data.datasets import find_studies, parse_labels
 from gliomap.data.predictions import predictions_by_name, predictions_by_pattern, truths_by_pattern
 from gliomap.data.study import Study
+from gliomap.engines import load_engines
 from gliomap.errors import InputError, UsageError
 from gliomap.files import json_bytes, read_json, sha256, write_files
 from gliomap.journal import Journal
@@ -218,10 +219,8 @@ def _predictor(
     """What segments, if anything does; the names of the models; one task a study; and what to know of the model."""
     path = options.predictions
     if _is_model(path):
-        from gliomap.engines import load_engines  # noqa: PLC0415 - torch takes two seconds, and label maps need none
-
         model = load_model(path)
-        segmenter = Segmenter(model.recipe, *load_engines(model, options.device))
+        segmenter = Segmenter(model.recipe, load_engines(model, options.device))
         known = [f"reproduction: {text}" for text in cautions(model.recipe)] + _seen_before(model.card, studies)
         return segmenter, (options.name or model.name,), [Task(study, None) for study in studies], known
     labels = parse_labels(options.labels)

@@ -15,7 +15,6 @@ from gliomap import augment
 from gliomap.classes import region_mask
 from gliomap.data.patches import Batch, batches
 from gliomap.distribution import gathered, mean_of_all, own_share, share_of_batch
-from gliomap.engines import torch_engine
 from gliomap.errors import InputError
 from gliomap.files import write_file
 from gliomap.machine import peak_memory_mb
@@ -24,8 +23,9 @@ from gliomap.networks import as_slices, fast_layout
 from gliomap.progress import Bar, progress_bar
 from gliomap.report.training import MOST_EXAMPLES, example
 from gliomap.schedules import rate_factor
-from gliomap.segmenter import Segmenter
+from gliomap.segmenter import Engine, Segmenter
 from gliomap.starts import ENOUGH, MODEL, NOTHING, OUT_OF_TIME, STOPPED_EARLY
+from gliomap.torch_engine import torch_engine
 from gliomap.training_state import BEST_EPOCH, INTERRUPTED, LAST, NOT_FINITE, Run, save, save_weights
 
 CHECKPOINT_EVERY_S = 120.0
@@ -205,7 +205,8 @@ def _end_between_epochs(run: Run, bar: Bar) -> None:
 
 def validation(run: Run, bar: Bar) -> dict[str, float]:
     """Segment the validation studies as `gliomap segment` would, each in one process; returns the line of the log."""
-    segmenter = Segmenter(run.recipe, (torch_engine(run.kept, run.fabric.device),), run.kept.divisors)
+    engine = Engine(torch_engine(run.kept, run.fabric.device), run.kept.divisors)
+    segmenter = Segmenter(run.recipe, (engine,))
     if run.fabric.world_size > 1:
         for (
             buffer

@@ -6,13 +6,13 @@ import torch
 from torch import nn
 
 from gliomap.distribution import share_of_batch
-from gliomap.engines import find_device
 from gliomap.errors import UsageError
 from gliomap.losses import build_loss
 from gliomap.machine import available_memory_bytes
 from gliomap.networks import Network, build_network, keep_heap
 from gliomap.networks.training_cost import part_size, patch_size, patch_time_s, training_memory_bytes
 from gliomap.recipe import Recipe, Start
+from gliomap.torch_engine import find_device
 
 TRUSTED = 0.8
 """The share of the expected memory that a training is sure to need; the count is within a fifth of what was measured."""

@@ -12,7 +12,6 @@ from gliomap.data.images import label_bytes
 from gliomap.data.rounds import Rounds, cross_validation, dependences, hold_out, read_cross_validation
 from gliomap.data.study import ImageFile, Study
 from gliomap.distribution import start_processes
-from gliomap.engines import find_device
 from gliomap.errors import InputError, Interrupted, UsageError, reason
 from gliomap.files import json_bytes, read_json, sha256, write_file, write_files
 from gliomap.manifest import RunRecord, plain
@@ -28,6 +27,7 @@ from gliomap.scoring import Question, Scores, Task, score
 from gliomap.segment import load_segmenter
 from gliomap.segmenter import Segmenter
 from gliomap.starts import FINISHED, MODEL, OUT_OF_TIME, begun, training_time_s
+from gliomap.torch_engine import find_device
 from gliomap.train import TrainOptions, train
 
 QUESTION, FOLDS, SCORES, LABEL_MAPS = "repeat.json", "folds.json", "scores.csv", "out_of_fold"

@@ -56,6 +56,7 @@ class SegmentOptions:
     score: bool = False
     skull_on_anyway: bool = False
     device: str = "auto"
+    engine: str = "auto"
     quiet: bool = False
 
 
@@ -93,7 +94,7 @@ def segment(options: SegmentOptions) -> SegmentResult:
     """
     record = RunRecord("segment", options)
     studies = _find(options)
-    model, segmenter = load_segmenter(options.model, options.device)
+    model, segmenter = load_segmenter(options.model, options.device, options.engine)
     single = len(studies) == 1 and _is_study_folder(studies[0], options)
     done: list[StudyResult] = []
     failed: dict[str, str] = {}
@@ -153,7 +154,7 @@ def _stale_tables(output: Path, written: Mapping[str, str]) -> list[Path]:
     return [path for path in left if path.is_file() and sha256(path) == tables[path.name]]
 
 
-def load_segmenter(path: Path | None, device: str = "auto") -> tuple[Model, Segmenter]:
+def load_segmenter(path: Path | None, device: str = "auto", engine: str = "auto") -> tuple[Model, Segmenter]:
     """The model in a file, or the one that ships, and a segmenter that runs it.
 
     Raises:
@@ -164,7 +165,7 @@ def load_segmenter(path: Path | None, device: str = "auto") -> tuple[Model, Segm
     if path is None:
         raise UsageError("this gliomap ships no model; train one (gliomap train) and give it with -m")
     model = load_model(path)
-    return model, Segmenter(model.recipe, *load_engines(model, device))
+    return model, Segmenter(model.recipe, load_engines(model, device, engine))
 
 
 def _find(options: SegmentOptions) -> list[Study]:

@@ -15,8 +15,6 @@ from gliomap.recipe import Recipe, Size, View
 from gliomap.volume import Volume
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Engine = Callable[[Array], Array]
-"""Runs a trained network: images (B, C, D, H, W) float32 to logits (B, K, D, H, W) float32."""
 
 _FLIPS: dict[str, int] = {"flip_top_bottom": 1, "flip_front_back": 2, "flip_left_right": 3}
 _QUARTERS: dict[str, int] = {"rotate_90": 1, "rotate_180": 2, "rotate_270": 3}
@@ -31,15 +29,24 @@ SLICES_PER_BATCH = 8
 
 
 @dataclass(frozen=True)
-class Segmenter:
-    """A recipe and an engine for its trained network, or for each of an ensemble.
+class Engine:
+    """A trained network that is ready to run.
 
-    ``divisors``: what D, H, W of an engine's images must be multiples of.
+    ``run`` takes images (B, C, D, H, W) float32 to logits (B, K, D, H, W) float32. ``divisors``: what D, H, W must be
+    multiples of. ``bytes_per_voxel``: the memory that a pass takes for each voxel of the images, beyond the weights.
     """
+
+    run: Callable[[Array], Array]
+    divisors: Size
+    bytes_per_voxel: float = 0.0
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """A recipe and an engine for its trained network, or for each of an ensemble."""
 
     recipe: Recipe
     engines: tuple[Engine, ...]
-    divisors: Size
 
     def __call__(self, volume: Volume, truth: Volume | None = None) -> Volume:
         """The class map (1, D, H, W) uint8 of a study's Volume (C, D, H, W), on the same grid; 0 outside the brain.
@@ -81,8 +88,8 @@ class Segmenter:
         """An engine's logits (K, D, H, W) of prepared images (C, D, H, W), in one pass or in windows as the recipe says."""
         window = self.recipe.inference.window
         if window is None:
-            padded = pad_to_multiple(images, self.divisors)
-            return engine(padded[None])[0][(slice(None), *centre_slices(padded.shape[1:], images.shape[1:]))]
+            padded = pad_to_multiple(images, engine.divisors)
+            return engine.run(padded[None])[0][(slice(None), *centre_slices(padded.shape[1:], images.shape[1:]))]
         return self._windowed(images, window, engine)
 
     def _windowed(self, images: Array, window: Size, engine: Engine) -> Array:
@@ -94,7 +101,7 @@ class Segmenter:
         per_batch = SLICES_PER_BATCH if window[0] == 1 else WINDOWS_PER_BATCH
         for places in _batches(window_starts(padded.shape[1:], window, self.recipe.inference.overlap), per_batch):
             slices = [tuple(slice(s, s + w) for s, w in zip(start, window, strict=True)) for start in places]
-            logits = engine(np.stack([padded[(slice(None), *at)] for at in slices]))
+            logits = engine.run(np.stack([padded[(slice(None), *at)] for at in slices]))
             for at, part in zip(slices, logits, strict=True):
                 total[(slice(None), *at)] += part * weight
                 weights[at] += weight

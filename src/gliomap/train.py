@@ -25,7 +25,6 @@ from gliomap.distribution import (
     threads_of_each,
     with_joint_norms,
 )
-from gliomap.engines import find_device
 from gliomap.errors import InputError, Interrupted, UsageError
 from gliomap.files import read_json, write_file
 from gliomap.loop import fit
@@ -50,6 +49,7 @@ from gliomap.starts import (
     places_beside,
     training_time_s,
 )
+from gliomap.torch_engine import find_device
 from gliomap.training_state import INTERRUPTED, Run, restore, tracked
 
 MOST_WORKERS = 8

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from gliomap.cli import printing
-from gliomap.cli.options import Debug, Device, Json, Labels, Output, Quiet
+from gliomap.cli.options import Debug, Device, Engine, Json, Labels, Output, Quiet
 
 
 def segment(
@@ -27,6 +27,7 @@ def segment(
     score: Annotated[bool, typer.Option("--score", help="Also compare with the study's own label map.")] = False,
     skull_on_anyway: Annotated[bool, typer.Option(help="Continue where the skull looks still on.")] = False,
     device: Device = "auto",
+    engine: Engine = "auto",
     quiet: Quiet = False,
     json: Json = False,
     debug: Debug = False,
@@ -41,7 +42,7 @@ def segment(
     given = {"t1": t1, "t1c": t1c, "t2": t2, "flair": flair}
     files = {name: path for name, path in given.items() if path is not None}
     options = SegmentOptions(
-        study, output, files, seg, model, labels, output_labels, score, skull_on_anyway, device, quiet or json
+        study, output, files, seg, model, labels, output_labels, score, skull_on_anyway, device, engine, quiet or json
     )
     result = run(options)
     if json:

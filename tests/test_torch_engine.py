@@ -2,12 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from gliomap.engines import SLICES_PER_BATCH, find_device, load_engines, load_networks, torch_engine
+from gliomap.engines import load_engines
 from gliomap.errors import IntegrityError, UsageError
 from gliomap.model_file import Model
 from gliomap.networks import Network, build_network, channels_last
 from gliomap.recipe import with_settings
 from gliomap.recipes import RECIPES
+from gliomap.torch_engine import SLICES_PER_BATCH, find_device, load_networks, torch_engine
 
 RECIPE = with_settings(RECIPES["attention_resunet"], ["network.settings.base=4"])
 
@@ -81,9 +82,9 @@ def ensemble():
 
 
 def test_an_ensemble_has_an_engine_for_each_network():
-    engines, divisors = load_engines(ensemble(), "cpu")
-    assert divisors == load_networks(model())[0].divisors
-    first, second = (engine(images()) for engine in engines)
+    engines = load_engines(ensemble(), "cpu")
+    assert {engine.divisors for engine in engines} == {load_networks(model())[0].divisors}
+    first, second = (engine.run(images()) for engine in engines)
     np.testing.assert_array_equal(first, torch_engine(*load_networks(model()))(images()))
     np.testing.assert_allclose(second, first + 3, atol=1e-5)
 
