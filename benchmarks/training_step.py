@@ -22,12 +22,14 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gliomap.classes import ALL_CLASSES
 from gliomap.losses import build_loss
 from gliomap.machine import available_memory_bytes, cores, peak_memory_mb
 from gliomap.networks import Network, as_slices, build_network, channels_last, fast_layout
@@ -192,9 +194,9 @@ def dynunet(asked: argparse.Namespace) -> Recipe:
     """The recipe that both loops follow; its network is smaller than nnU-Net's, for a CPU's sake."""
     changes = ["training.batch_size=2", f"training.patch_size={[asked.edge] * 3}", "augmentation.elastic_voxels=0.0"]
     recipe = with_settings(RECIPES[SMALL], changes)
-    changed = vars(recipe) | {"network": NetworkSpec("dynunet", {"filters": asked.filters})}
-    changed["training"] = type(recipe.training)(**vars(recipe.training) | {"loss": LossSpec("cross_entropy_dice")})
-    return Recipe(**changed | {"name": "dynunet_step"})
+    training = replace(recipe.training, loss=LossSpec("cross_entropy_dice"))
+    network = NetworkSpec("dynunet", {"filters": asked.filters})
+    return replace(recipe, name="dynunet_step", network=network, target=ALL_CLASSES, training=training)
 
 
 def one_monai(who: str, asked: argparse.Namespace) -> dict[str, float]:

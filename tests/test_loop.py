@@ -109,24 +109,25 @@ def test_gradients_are_scaled_down_to_the_norm_that_is_asked_for_and_logged_as_t
     assert logged == pytest.approx([_norm(free)] * 2, rel=1e-5)
 
 
-def test_with_a_decay_the_weights_that_are_kept_are_a_running_mean(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["head.weight", "encoder.0.0.norm.running_mean"])
+def test_with_a_decay_the_weights_and_statistics_that_are_kept_are_running_means(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     seen: list[torch.Tensor] = []
     original = loop.step
 
     def step(run: training_state.Run, *arguments: object) -> dict[str, float]:
         line = original(run, *arguments)  # pyright: ignore
-        seen.append(run.network.state_dict()["head.weight"].clone())
+        seen.append(run.network.state_dict()[name].clone())
         return line
 
     monkeypatch.setattr("gliomap.loop.step", step)
     _train(data, tmp_path / "run", "training.ema_decay=0.2", "training.patches=12")
     mean = seen[0]
-    for number, weights in enumerate(seen[1:], start=1):
+    for number, values in enumerate(seen[1:], start=1):
         kept = min(0.2, (1 + number) / (10 + number))
-        mean = kept * mean + (1 - kept) * weights
-    np.testing.assert_allclose(_last(tmp_path / "run")["head.weight"], mean.numpy(), rtol=1e-5)
+        mean = kept * mean + (1 - kept) * values
+    np.testing.assert_allclose(_last(tmp_path / "run")[name], mean.numpy(), rtol=1e-5, atol=1e-7)
     assert not np.allclose(mean.numpy(), seen[-1].numpy(), rtol=1e-3)
 
 

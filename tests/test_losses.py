@@ -134,6 +134,17 @@ def test_losses_are_found_by_name():
         build_loss(LossSpec("cross_entropy_dice", {"nothing": 1}))
 
 
+def test_the_share_of_the_dice_weighs_both_terms():
+    logits = torch.randn(2, 4, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    classes = torch.randint(0, 4, (2, 4, 4, 4), generator=torch.Generator().manual_seed(1))
+    even = terms_of(logits, classes)
+    terms = cross_entropy_dice(Outputs((logits,)), classes, ALL_CLASSES, 0, dice_share=0.1)
+    assert terms["cross_entropy"].item() == pytest.approx(1.8 * even["cross_entropy"].item())
+    assert terms["dice"].item() == pytest.approx(0.2 * even["dice"].item())
+    with pytest.raises(UsageError, match="dice_share"):
+        build_loss(LossSpec("cross_entropy_dice", {"dice_share": 1.5}))
+
+
 def test_binary_cross_entropy_dice_by_hand():
     logits = torch.tensor([0.0, 0.0, 50.0, -50.0]).reshape(1, 1, 1, 2, 2)
     classes = torch.tensor([3, 0, 3, 0], dtype=torch.uint8).reshape(1, 1, 2, 2)

@@ -345,15 +345,21 @@ def _set_up(
 
 
 def running_mean(network: Network, decay: float) -> AveragedModel:
-    """A copy of a network whose weights follow it: at step n by at least (10 - 1) / (10 + n), so that the first are forgotten."""
+    """A copy of a network whose weights follow it: at step n by at least (10 - 1) / (10 + n), so that the first are forgotten.
+
+    BatchNorm's statistics follow as slowly. Those of a small batch by themselves move validation by a twentieth of Dice.
+    """
 
     @torch.no_grad()
     def follow(means: Any, weights: Any, steps: Tensor | int) -> None:
         kept = min(decay, (1 + int(steps)) / (10 + int(steps)))
         for average, weight in zip(means, weights, strict=True):
-            average.lerp_(weight, 1 - kept)
+            if average.is_floating_point():
+                average.lerp_(weight, 1 - kept)
+            else:  # how many batches BatchNorm has seen
+                average.copy_(weight)
 
-    return AveragedModel(network, multi_avg_fn=follow)
+    return AveragedModel(network, multi_avg_fn=follow, use_buffers=True)
 
 
 def _warnings(run: Run) -> list[str]:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from gliomap.recipe import Augmentation, Inference, NetworkSpec, Postprocessing, Preprocessing, Recipe, Training
+from gliomap.recipe import Augmentation, Inference, LossSpec, NetworkSpec, Preprocessing, Recipe, StepSpec, Training
 
 PATCHES_PER_EPOCH = 285 * 48
 """285 studies of 192 x 192 x 128 voxels, each cut into 4 x 4 x 3 patches of 64 voxels with 25 % overlap."""
@@ -32,7 +32,7 @@ PAPER = Recipe(
     inference=Inference(
         window=(64, 64, 64), overlap=0.25, views=("identity", "flip_left_right", "rotate_90"), combine="vote"
     ),
-    postprocessing=Postprocessing(min_component_voxels=150),
+    postprocessing=(StepSpec("remove_small_components", {"min_voxels": 150}),),
 )
 
 
@@ -57,8 +57,8 @@ ROWS = (
 SMALL = replace(
     PAPER,
     name="attention_resunet_small",
-    source="ours: paper 004's network, narrower, on the whole brain at 2 mm",
-    network=NetworkSpec("attention_resunet", {"base": 8, "gate": "free", "fusion": True}),
+    source="ours: paper 004's network, narrower and without fusion, on the whole brain at 2 mm",
+    network=NetworkSpec("attention_resunet", {"base": 8, "gate": "free", "fusion": False}),
     preprocessing=Preprocessing(spacing_mm=2.0),
     augmentation=Augmentation(
         flips=True,
@@ -80,8 +80,9 @@ SMALL = replace(
         ema_decay=0.99,
         schedule="cosine",
         validate_every=600,
-        foreground_share=0.7,
+        foreground_share=0.33,
+        loss=LossSpec("cross_entropy_dice", {"dice_share": 0.1}),
     ),
     inference=Inference(window=None),
-    postprocessing=Postprocessing(min_component_voxels=30),
+    postprocessing=(StepSpec("remove_small_components", {"min_voxels": 30}),),
 )
