@@ -12,7 +12,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[itk]" --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[itk,fast,export]" --group dev
 	touch $@
 
 demo: install

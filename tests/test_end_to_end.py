@@ -62,7 +62,7 @@ def test_split_train_segment_evaluate_compare(tmp_path: Path) -> None:
 def test_a_bright_voxel_at_a_known_place_is_found_again_in_the_label_map(tmp_path: Path) -> None:
     """Reading, network input, label map and file agree on where a point in mm is, for a LPS and for a RAS file."""
     from gliomap.data.datasets import find_studies  # noqa: PLC0415
-    from gliomap.data.images import label_bytes  # noqa: PLC0415
+    from gliomap.data.images import map_bytes  # noqa: PLC0415
     from gliomap.recipe import with_settings  # noqa: PLC0415
     from gliomap.recipes import find_recipe  # noqa: PLC0415
     from gliomap.segmenter import Engine, Segmenter  # noqa: PLC0415
@@ -70,7 +70,7 @@ def test_a_bright_voxel_at_a_known_place_is_found_again_in_the_label_map(tmp_pat
     point_mm = np.array([20.0, 35.0, 15.0, 1.0])
     recipe = with_settings(
         find_recipe("attention_resunet_small"),
-        ["preprocessing.spacing_mm=null", "postprocessing.min_component_voxels=0"],
+        ["preprocessing.spacing_mm=null", "postprocessing=[]"],
     )
 
     def brightest(images: np.ndarray) -> np.ndarray:
@@ -92,7 +92,7 @@ def test_a_bright_voxel_at_a_known_place_is_found_again_in_the_label_map(tmp_pat
         nib.save(nib.Nifti1Image(values, image.affine, image.header), path)
         volume, _ = study.read()
         classes = Segmenter(recipe, (Engine(brightest, (16, 16, 16)),))(volume)
-        (tmp_path / "labels.nii.gz").write_bytes(label_bytes(classes, path))
+        (tmp_path / "labels.nii.gz").write_bytes(map_bytes(classes, path))
         written = nib.load(tmp_path / "labels.nii.gz")
         assert np.argwhere(np.asarray(written.dataobj) == 3).tolist() == [list(voxel)]
         found_mm = written.affine @ [*voxel, 1]

@@ -93,7 +93,7 @@ def test_transposed_weights_are_saved_as_they_are_seen(tmp_path):
 def test_header_is_what_the_design_says(model):
     metadata = split(model.read_bytes())[0]["__metadata__"]
     assert set(metadata) == {"format_version", "kind", "members", "card", "content_sha256"}
-    assert (metadata["format_version"], metadata["kind"]) == ("2", "single")
+    assert (metadata["format_version"], metadata["kind"]) == ("3", "single")
     (member,) = json.loads(metadata["members"])
     assert (member["prefix"], member["role"], member["recipe"]["name"]) == ("", "network", RECIPE.name)
 
@@ -256,7 +256,7 @@ def test_an_ensemble_gives_back_the_weights_of_each_member(ensemble):
 def test_header_of_an_ensemble_is_what_the_design_says(ensemble):
     metadata = split(ensemble.read_bytes())[0]["__metadata__"]
     assert set(metadata) == {"format_version", "kind", "members", "card", "content_sha256"}
-    assert (metadata["format_version"], metadata["kind"]) == ("2", "ensemble")
+    assert (metadata["format_version"], metadata["kind"]) == ("3", "ensemble")
     members = json.loads(metadata["members"])
     assert [told["prefix"] for told in members] == [f"{n}." for n in range(11)]
     assert {(told["role"], told["recipe"]["name"]) for told in members} == {("network", RECIPE.name)}

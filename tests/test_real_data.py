@@ -10,7 +10,7 @@ import pytest
 
 from gliomap.classes import RC
 from gliomap.data.datasets import find_studies, study_from_files
-from gliomap.data.images import label_bytes, read_image
+from gliomap.data.images import map_bytes, read_image
 from gliomap.errors import InputError
 from gliomap.volume import Volume
 
@@ -85,7 +85,7 @@ def test_full_grid_study_goes_through_classes_and_back_to_the_same_file_values(
     assert warnings == []
     assert bool(odd) == (layout == "loose")
     written = tmp_path / "seg.nii.gz"
-    written.write_bytes(label_bytes(classes.with_array(known.encode(classes.array)), study.images["t1"].path))
+    written.write_bytes(map_bytes(classes.with_array(known.encode(classes.array)), study.images["t1"].path))
     again = read_image(written)
     np.testing.assert_array_equal(again.array, stored.array)
     np.testing.assert_array_equal(again.affine, study.images["t1"].read().affine)

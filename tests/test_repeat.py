@@ -148,8 +148,8 @@ def test_the_ensemble_is_the_mean_of_all_trainings_and_knows_what_they_saw(data,
     assert [member["content_sha256"] for member in ensemble.card["members"]] == [m.content_sha256 for m in models]
     study = find_studies(data)[0]
     volume = study.read(ensemble.recipe.modalities)[0]
-    found = Segmenter(ensemble.recipe, load_engines(ensemble, "cpu")).with_probabilities(volume)[1]
-    alone = [Segmenter(m.recipe, load_engines(m, "cpu")).with_probabilities(volume)[1].array for m in models]
+    found = Segmenter(ensemble.recipe, load_engines(ensemble, "cpu", "torch")).with_probabilities(volume)[1]
+    alone = [Segmenter(m.recipe, load_engines(m, "cpu", "torch")).with_probabilities(volume)[1].array for m in models]
     assert not np.allclose(alone[0], alone[1], atol=1e-4)
     np.testing.assert_allclose(found.array, np.mean(alone, 0), atol=1e-6)
 

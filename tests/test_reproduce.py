@@ -273,7 +273,7 @@ def test_paper_003_is_scored_on_the_middle_slice_of_its_test_studies(data, tmp_p
     )
     place = tmp_path / "rows" / "fold0" / "attention_unet2d_t2"
     model = load_model(place / "model.safetensors")
-    segmenter = Segmenter(model.recipe, load_engines(model, "cpu"))
+    segmenter = Segmenter(model.recipe, load_engines(model, "cpu", "torch"))
     rows = list(read_rows(place / "scores.csv"))
     (study,) = [s for s in find_studies(data) if s.id in {r.study for r in rows}]
     assert study.id not in [i for part in ("training", "validation") for i in record(place)["studies"][part]]

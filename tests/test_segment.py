@@ -1,6 +1,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -11,7 +13,11 @@ from gliomap.data.datasets import find_studies
 from gliomap.data.study import Study
 from gliomap.data.writing import LAYOUTS
 from gliomap.errors import InputError, Interrupted, UsageError
+from gliomap.model_file import default_model, load_model, save_model
+from gliomap.networks import build_network
 from gliomap.phantom import PhantomOptions, phantom
+from gliomap.recipe import with_settings
+from gliomap.recipes import RECIPES
 from gliomap.segment import SegmentOptions, segment
 
 
@@ -60,9 +66,10 @@ def test_the_result_is_the_same_from_files_given_one_by_one(tmp_path: Path) -> N
         m: folder / f"{study}_{word}.nii.gz"
         for m, word in zip(("t1", "t1c", "t2", "flair"), ("t1", "t1ce", "t2", "flair"), strict=True)
     }
-    whole = _segment(folder, tmp_path / "a")
-    single = segment(SegmentOptions(None, tmp_path / "b", files, device="cpu", quiet=True))
-    np.testing.assert_array_equal(whole.done[0].classes.array, single.done[0].classes.array)
+    _segment(folder, tmp_path / "a")
+    segment(SegmentOptions(None, tmp_path / "b", files, device="cpu", quiet=True))
+    whole, single = ((tmp_path / name / "segmentation.nii.gz").read_bytes() for name in "ab")
+    assert whole == single
 
 
 def test_output_labels_change_the_values_and_not_the_tissue(tmp_path: Path) -> None:
@@ -105,11 +112,12 @@ def test_what_segment_wrote_is_never_taken_for_the_truth(tmp_path: Path) -> None
     (study,) = _phantom(tmp_path / "data")
     (tmp_path / "data" / study / f"{study}_seg.nii.gz").unlink()
     inside = tmp_path / "data" / study / "out"
-    first = _segment(tmp_path / "data" / study, inside)
+    _segment(tmp_path / "data" / study, inside)
+    first = (inside / "segmentation.nii.gz").read_bytes()
     again = _segment(tmp_path / "data" / study, inside, score=True)
     assert again.done[0].scores == []
     assert any("no label map" in text for text in again.done[0].warnings)
-    np.testing.assert_array_equal(first.done[0].classes.array, again.done[0].classes.array)
+    assert (inside / "segmentation.nii.gz").read_bytes() == first
     assert [s.label for s in find_studies(tmp_path / "data")] == [None]
 
 
@@ -175,3 +183,61 @@ def test_a_study_named_as_markup_is_text_in_the_report(tmp_path: Path) -> None:
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert" in page
+
+
+def test_where_it_is_in_doubt_is_written_on_the_studys_grid_if_asked(tmp_path: Path) -> None:
+    (study,) = _phantom(tmp_path / "data")
+    result = _segment(tmp_path / "data" / study, tmp_path / "out", preset="accurate", uncertainty=True)
+    source = nib.load(tmp_path / "out" / "segmentation.nii.gz")
+    entropy, disagreement = (nib.load(tmp_path / "out" / f"{n}.nii.gz") for n in ("entropy", "disagreement"))
+    for image in (entropy, disagreement):
+        assert image.shape == source.shape
+        np.testing.assert_array_equal(image.affine, source.affine)
+        assert 0 < image.get_fdata().max() <= 1
+    assert np.isin(np.round(disagreement.get_fdata() * 8, 1), range(8)).all(), "eight flips have an opinion"
+    (record,) = json.loads((tmp_path / "out" / "run.json").read_text())["studies"]
+    assert {"entropy.nii.gz", "disagreement.nii.gz"} <= set(record["outputs"])
+    for region, (low, high) in record["volume_ranges_ml"].items():
+        assert low <= high
+        assert low <= result.done[0].volumes_ml[region] * 1.1
+    _segment(tmp_path / "data" / study, tmp_path / "plain")
+    assert not (tmp_path / "plain" / "entropy.nii.gz").exists()
+
+
+def test_what_post_processing_changed_is_recorded_and_shown(tmp_path: Path) -> None:
+    (study,) = _phantom(tmp_path / "data")
+    model = load_model(default_model() or Path())
+    recipe = with_settings(
+        model.recipe, ['postprocessing=[{"name":"remove_small_components","settings":{"min_ml":900}}]']
+    )
+    save_model(tmp_path / "strict.safetensors", recipe, model.weights, {})
+    _segment(tmp_path / "data" / study, tmp_path / "out", model=tmp_path / "strict.safetensors")
+    (record,) = json.loads((tmp_path / "out" / "run.json").read_text())["studies"]
+    assert {change["step"] for change in record["postprocessing"]} == {"remove_small_components"}
+    assert record["volumes_ml"]["WT"] == 0
+    assert "was removed" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_an_unknown_preset_is_wrong_usage(tmp_path: Path) -> None:
+    _phantom(tmp_path / "data")
+    with pytest.raises(UsageError, match="fast, balanced, accurate"):
+        _segment(tmp_path / "data", tmp_path / "out", preset="best")
+
+
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="only Unix tells the memory of a process that has ended")
+def test_a_study_of_usual_size_is_segmented_within_the_memory_that_is_allowed(tmp_path: Path) -> None:
+    (study,) = phantom(PhantomOptions(tmp_path / "data", studies=1, size=240, quiet=True))
+    settings = ["network.settings.base=4", "preprocessing.spacing_mm=null", "postprocessing=[]"]
+    recipe = with_settings(RECIPES["attention_resunet_small"], settings)
+    weights = {name: tensor.numpy() for name, tensor in build_network(recipe).state_dict().items()}
+    save_model(tmp_path / "model.safetensors", recipe, weights, {})
+    peaks_gb = []
+    for limit in (["--max-memory", "1.1"], []):
+        options = ["-o", tmp_path / "out", "-m", tmp_path / "model.safetensors", "--engine", "torch", "--quiet", *limit]
+        command = [sys.executable, "-m", "gliomap", "segment", tmp_path / "data" / study, *options]
+        process = subprocess.Popen(list(map(str, command)))
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        peaks_gb.append(usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9)
+    assert peaks_gb[0] < 1.1 < peaks_gb[1]

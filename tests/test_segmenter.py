@@ -9,9 +9,9 @@ import torch
 from monai.inferers import sliding_window_inference
 
 from gliomap.classes import ED, ET, NCR, NESTED_REGIONS, Target
-from gliomap.errors import InputError
+from gliomap.errors import InputError, UsageError
 from gliomap.metrics import dice
-from gliomap.recipe import Inference, Postprocessing, Preprocessing, View
+from gliomap.recipe import ALL_FLIPS, Inference, Preprocessing, StepSpec, View
 from gliomap.recipes import RECIPES
 from gliomap.segmenter import (
     Engine,
@@ -19,12 +19,13 @@ from gliomap.segmenter import (
     activate,
     centre_slices,
     gaussian_weight,
-    majority,
     pad_to,
     pad_to_multiple,
+    relative_entropy,
     turn,
     turn_back,
     window_starts,
+    with_preset,
 )
 from gliomap.volume import Volume
 
@@ -34,7 +35,7 @@ RECIPE = replace(
     RECIPES["attention_resunet"],
     preprocessing=Preprocessing(),
     inference=Inference(),
-    postprocessing=Postprocessing(),
+    postprocessing=(),
     modalities=("t1c", "flair"),
 )
 SHAPE = (36, 44, 40)
@@ -218,7 +219,9 @@ def test_recipes_postprocessing_is_applied():
     assert brain[8:10, 24, 18].all()
     segmenter = Segmenter(RECIPE, (Engine(threshold_engine, (16,) * 3),))
     assert (segmenter(volume).array[0] == ED).sum() == tumour.sum() + 2
-    tidy = replace(segmenter, recipe=replace(RECIPE, postprocessing=Postprocessing(3)))
+    tidy = replace(
+        segmenter, recipe=replace(RECIPE, postprocessing=(StepSpec("remove_small_components", {"min_voxels": 3}),))
+    )
     np.testing.assert_array_equal(tidy(volume).array[0] == ED, tumour)
 
 
@@ -271,12 +274,6 @@ def test_views_are_named_by_the_patient():
     assert np.argwhere(turn(images, "flip_top_bottom"))[0].tolist() == [0, 2, 1, 2]
     assert np.argwhere(turn(images, "flip_front_back"))[0].tolist() == [0, 0, 1, 2]
     assert np.argwhere(turn(images, "rotate_90"))[0].tolist()[1] == 0
-
-
-def test_a_vote_takes_the_class_of_most_maps_and_of_the_first_where_all_differ():
-    maps = [np.array(values, np.uint8) for values in ([1, 1, 1, 0], [1, 2, 2, 3], [0, 2, 3, 3])]
-    assert majority(maps).tolist() == [1, 2, 1, 3]
-    assert majority([*maps, np.array([0, 1, 2, 0], np.uint8)]).tolist() == [1, 1, 2, 0]
 
 
 def left_right_engine(images):
@@ -385,3 +382,123 @@ def test_a_truth_centred_recipe_sees_only_the_box_about_the_true_tumour():
     np.testing.assert_array_equal(classes.array[0] == ED, tumour)
     with pytest.raises(InputError, match="label map"):
         segmenter(volume)
+
+
+def test_windows_without_brain_are_not_run_and_change_nothing():
+    images = np.zeros((2, 16, 16, 48), np.float32)
+    images[:, :, :, :16] = np.random.default_rng(0).normal(size=(2, 16, 16, 16))
+    seen = []
+
+    def engine(batch):
+        seen.extend(batch)
+        return np.concatenate([batch, batch + 1], 1)
+
+    recipe = replace(RECIPE, inference=Inference((16, 16, 16), overlap=0.0))
+    windowed = Engine(engine, (1, 1, 1))
+    logits = Segmenter(recipe, (windowed,)).logits(images, windowed)
+    assert len(seen) == 1
+    np.testing.assert_allclose(logits[..., :16], np.concatenate([images, images + 1])[..., :16], rtol=1e-6)
+    assert not logits[..., 16:].any()
+
+
+def hungry(bytes_per_voxel, divisors=(8, 8, 8), only_size=None):
+    return Engine(threshold_engine, divisors, bytes_per_voxel, only_size)
+
+
+@pytest.mark.parametrize(
+    ("free", "recipes", "expected"),
+    [
+        (10**9, None, None),
+        (10**9, (16, 16, 16), (16, 16, 16)),
+        (1000 * 32 * 64 * 64, None, None),
+        (1000 * 32 * 64 * 64 - 1, None, (32, 32, 32)),  # two windows at once: 32 x 64 x 32 would not fit
+        (1000 * 16 * 32 * 32 * 2, None, (16, 32, 32)),
+        (1000 * 16 * 16 * 32 * 2, (32, 32, 32), (16, 16, 32)),
+    ],
+)
+def test_windows_are_as_large_as_the_memory_allows(free, recipes, expected, monkeypatch):
+    images = np.ones((2, 30, 60, 64), np.float32)
+    monkeypatch.setattr(Segmenter, "_free_bytes", lambda *_: free)
+    segmenter = Segmenter(replace(RECIPE, inference=Inference(recipes)), (hungry(1000.0),))
+    assert segmenter.window(images, *segmenter.engines) == expected
+
+
+def test_a_study_that_does_not_fit_into_the_memory_is_refused_with_what_is_missing():
+    volume, _, _ = brain_with_tumour()
+    segmenter = Segmenter(RECIPE, (hungry(1e6),), max_memory_bytes=int(1e9))
+    with pytest.raises(InputError, match=r"smallest window.*raise --max-memory"):
+        segmenter(volume)
+
+
+def test_the_memory_that_is_free_is_what_the_process_does_not_use_yet(monkeypatch):
+    images = np.ones((2, 16, 16, 16), np.float32)
+    monkeypatch.setattr(segmenter_module, "memory_bytes", lambda: 300_000)
+    monkeypatch.setattr(segmenter_module, "available_memory_bytes", lambda: 1_000_000)
+    kept = 4 * 4 * 16**3 * 4
+    assert Segmenter(RECIPE, (), 700_000)._free_bytes(images) == 400_000 - kept
+    assert (
+        Segmenter(RECIPE, (), 10**9)._free_bytes(images) == Segmenter(RECIPE, ())._free_bytes(images) == 800_000 - kept
+    )
+
+
+def test_a_network_of_one_size_always_gets_it():
+    images = np.ones((2, 30, 60, 64), np.float32)
+    engine = hungry(1.0, only_size=(32, 32, 32))
+    assert Segmenter(RECIPE, (engine,)).window(images, engine) == (32, 32, 32)
+
+
+def test_a_class_map_alone_is_that_of_the_probabilities():
+    volume, _, _ = brain_with_tumour()
+    recipe = replace(RECIPE, preprocessing=Preprocessing(spacing_mm=2.5))
+    segmenter = Segmenter(recipe, (Engine(engine_of(convolutions()), (1, 1, 1)),))
+    classes, probabilities = segmenter.with_probabilities(volume)
+    np.testing.assert_array_equal(segmenter(volume).array, classes.array)
+    brain = (volume.array != 0).any(0)
+    decoded = probabilities.with_array(RECIPE.target.decode(probabilities.array)[None]).placed_on(volume)
+    np.testing.assert_array_equal(decoded.array[0] * brain, classes.array[0])
+    assert len(np.unique(classes.array)) > 2
+
+
+def test_presets_change_how_often_a_study_is_seen():
+    volume, _, _ = brain_with_tumour()
+    seen = []
+
+    def engine(images):
+        seen.append(images.shape)
+        return threshold_engine(images)
+
+    inference = Inference((16, 16, 16), views=("identity", "rotate_90"), combine="vote")
+    both = Segmenter(replace(RECIPE, inference=inference), (Engine(engine, (1, 1, 1)),) * 2)
+    with_preset(both, "fast")(volume)
+    assert len(seen) == 1
+    assert with_preset(both, "balanced") == both
+    careful = with_preset(both, "accurate")
+    assert (careful.recipe.inference.views, careful.recipe.inference.window) == (ALL_FLIPS, (16, 16, 16))
+    assert len(careful.engines) == 2
+    with pytest.raises(UsageError, match="expected fast, balanced, accurate"):
+        with_preset(both, "best")
+
+
+def test_uncertainty_is_where_probabilities_are_even_and_where_opinions_differ():
+    volume, tumour, brain = brain_with_tumour()
+    sure, unsure = constant_engine(ET, 30), Engine(threshold_engine, (1, 1, 1))
+    segmenter = Segmenter(RECIPE, (Engine(sure, (1, 1, 1)), unsure, unsure))
+    classes, _, doubt = segmenter.segmentation(volume, uncertainty=True)
+    assert doubt is not None
+    np.testing.assert_array_equal(classes.array[0] == ED, tumour)
+    inside = doubt.disagreement.placed_on(volume).array[0]
+    np.testing.assert_allclose(inside[tumour], 1 / 3)
+    assert [np.count_nonzero(one.array == ET) for one in doubt.opinions] == [brain.sum(), 0, 0]
+    entropy = doubt.entropy.placed_on(volume).array[0]
+    assert not entropy[~brain].any()
+    third = -(1 / 3 * np.log(1 / 3) + 2 / 3 * np.log(2 / 3)) / np.log(4)
+    np.testing.assert_allclose(entropy[tumour], third, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_entropy_is_one_where_nothing_is_known_and_nought_where_all_is(kind):
+    target = Target(kind, ((0,), (1,), (2,), (3,)))
+    even = np.full((4, 1, 1, 1), 0.25 if kind == "softmax" else 0.5, np.float32)
+    certain = np.array([0, 1, 0, 0], np.float32).reshape(4, 1, 1, 1)
+    assert relative_entropy(even, target) == pytest.approx(1)
+    assert relative_entropy(certain, target) == 0

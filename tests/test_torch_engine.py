@@ -82,7 +82,7 @@ def ensemble():
 
 
 def test_an_ensemble_has_an_engine_for_each_network():
-    engines = load_engines(ensemble(), "cpu")
+    engines = load_engines(ensemble(), "cpu", "torch")
     assert {engine.divisors for engine in engines} == {load_networks(model())[0].divisors}
     first, second = (engine.run(images()) for engine in engines)
     np.testing.assert_array_equal(first, torch_engine(*load_networks(model()))(images()))

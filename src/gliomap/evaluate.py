@@ -11,18 +11,19 @@ import numpy as np
 
 from gliomap import __version__
 from gliomap.classes import PARTS, REGIONS
+from gliomap.cluster import kept, on_cluster
 from gliomap.data.datasets import find_studies, parse_labels
 from gliomap.data.predictions import predictions_by_name, predictions_by_pattern, truths_by_pattern
 from gliomap.data.study import Study
 from gliomap.engines import load_engines
-from gliomap.errors import InputError, UsageError
+from gliomap.errors import InputError, UsageError, reason
 from gliomap.files import json_bytes, read_json, sha256, write_files
 from gliomap.journal import Journal
 from gliomap.machine import cores
 from gliomap.manifest import RunRecord, plain
-from gliomap.model_file import load_model
+from gliomap.model_file import Model, load_model
 from gliomap.progress import progress_bar
-from gliomap.recipe import cautions
+from gliomap.recipe import cautions, recipe_json
 from gliomap.rows import (
     CALIBRATION_METRICS,
     LESION_METRICS,
@@ -30,10 +31,11 @@ from gliomap.rows import (
     Protocol,
     Row,
     csv_lines,
+    failed_row,
     metric,
     read_rows,
 )
-from gliomap.scoring import Question, Slices, Task, score_all
+from gliomap.scoring import Question, Scores, Slices, Task, score, score_all
 from gliomap.segmenter import Segmenter
 
 
@@ -46,7 +48,8 @@ class EvaluateOptions:
     the model's name in the rows. ``match`` and ``match_truth`` are patterns that say where label maps lie (see
     `predictions_by_pattern`). ``studies``: the ids of those to score, where not all. ``slices`` ``middle`` scores the middle
     axial slice only. ``labels`` and ``truth_labels`` say what values mean where nothing else does. ``jobs``: processes that
-    score label maps, None as many as there are cores; a model uses all cores by itself.
+    score label maps, None as many as there are cores; a model uses all cores by itself. ``ray`` is the address of a Ray cluster
+    whose machines score instead.
     """
 
     predictions: Path
@@ -65,6 +68,7 @@ class EvaluateOptions:
     jobs: int | None = 1
     device: str = "auto"
     quiet: bool = False
+    ray: str | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,8 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
         with progress_bar("scoring", len(tasks), quiet=options.quiet) as bar:
             bar.advance(len(done))
             left = [task for task in tasks if task.truth.id not in done]
-            for task, scores in score_all(left, question, segmenter, jobs):
+            scored = _on_cluster(left, question, options) if options.ray else score_all(left, question, segmenter, jobs)
+            for task, scores in scored:
                 rows = [list(vars(row).values()) for row in scores.rows]
                 journal.add(task.truth.id, scores._asdict() | {"rows": rows})
                 bar.say(task.truth.id)
@@ -236,6 +241,26 @@ def _predictor(
     return None, tuple(named), tasks, _truths_again(tasks, named)
 
 
+def _on_cluster(tasks: Sequence[Task], question: Question, options: EvaluateOptions) -> Iterator[tuple[Task, Scores]]:
+    """Every task with what came of it, as they are done on the machines of a cluster."""
+    model = load_model(options.predictions) if _is_model(options.predictions) else None
+    shared = (question, model, options.device)
+    for task, made in on_cluster(options.ray or "auto", _score_elsewhere, shared, tasks):
+        if isinstance(made, Scores):
+            yield task, made
+        else:
+            failed = dict.fromkeys(question.models, reason(made))
+            yield task, Scores(task.inputs(), [failed_row(task.truth.id, name) for name in failed], failed, [])
+
+
+def _score_elsewhere(shared: tuple[Question, Model | None, str], task: Task) -> Scores:
+    question, model, device = shared
+    if model is None:
+        return score(task, question)
+    key = (model.content_sha256, recipe_json(model.recipe), device)
+    return score(task, question, kept(key, lambda: Segmenter(model.recipe, load_engines(model, device))))
+
+
 def _truths_again(tasks: Sequence[Task], models: Iterable[str]) -> list[str]:
     """That the files of a model are the truth's own: an easy slip, whose scores are perfect."""
     found = []
@@ -277,7 +302,7 @@ def _tells(predictions: Path, segmenter: Segmenter | None, region: str) -> bool:
 def _all_of(options: EvaluateOptions, question: Question) -> dict[str, Any]:
     """Everything but the studies' files that scores depend on."""
     model = sha256(options.predictions) if options.predictions.is_file() else ""
-    asked = replace(options, jobs=1, quiet=True)
+    asked = replace(options, jobs=1, quiet=True, ray=None)
     return plain(
         {"version": __version__, "model_sha256": model, "options": asdict(asked), "question": asdict(question)}
     )

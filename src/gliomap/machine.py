@@ -8,7 +8,19 @@ from pathlib import Path
 
 import psutil
 
-_RECORDED = ("numpy", "scipy", "nibabel", "torch", "monai", "lightning-fabric", "safetensors", "nilearn")
+_RECORDED = (
+    "numpy",
+    "scipy",
+    "nibabel",
+    "torch",
+    "monai",
+    "lightning-fabric",
+    "safetensors",
+    "nilearn",
+    "openvino",
+    "onnx",
+    "onnxruntime",
+)
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 """Where Linux says how much memory a container may use."""
@@ -27,6 +39,11 @@ def peak_memory_mb() -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
+
+
+def memory_bytes() -> int:
+    """The resident memory of this process now."""
+    return psutil.Process().memory_info().rss
 
 
 def available_memory_bytes() -> int:

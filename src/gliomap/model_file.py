@@ -19,7 +19,7 @@ from gliomap.errors import InputError, IntegrityError, UsageError
 from gliomap.files import write_file
 from gliomap.recipe import Recipe, recipe_from_json, recipe_json
 
-FORMAT_VERSION = "2"
+FORMAT_VERSION = "3"
 MAX_HEADER_BYTES = 1_000_000
 DEFAULT_MODEL = "default.safetensors"
 

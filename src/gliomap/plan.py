@@ -11,6 +11,7 @@ from gliomap.losses import build_loss
 from gliomap.machine import available_memory_bytes
 from gliomap.networks import Network, build_network, keep_heap
 from gliomap.networks.training_cost import part_size, patch_size, patch_time_s, training_memory_bytes
+from gliomap.postprocess import build_steps
 from gliomap.recipe import Recipe, Start
 from gliomap.torch_engine import find_device
 
@@ -82,6 +83,7 @@ def check(recipe: Recipe) -> None:
         if size is not None and any(n % d for n, d in zip(size, network.divisors, strict=True)):
             raise UsageError(f"{name} is {size}; expected multiples of {network.divisors}, which the network needs")
     build_loss(settings.loss)
+    build_steps(recipe.postprocessing)
     if not recipe.target.regions:
         raise UsageError(
             f"the target of {recipe.name} makes up none of the regions; expected channels that do, such as [[3]]"

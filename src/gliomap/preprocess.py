@@ -142,13 +142,16 @@ def coarser_grid(
     return (d, h, w), out
 
 
-def resample(array: Array, shape: tuple[int, int, int], ratio: tuple[float, float, float]) -> Array:
+def resample(
+    array: Array, shape: tuple[int, int, int], ratio: tuple[float, float, float], planes: slice = slice(None)
+) -> Array:
     """(C, D, H, W) on a grid of ``shape`` whose voxels are ``ratio`` (z, y, x) times as large, sharing the first corner.
 
     Linear interpolation where the new voxels are smaller; where they are larger the kernel widens with them, so that
-    nothing between their centres is lost. Weights at the border are renormalised.
+    nothing between their centres is lost. Weights at the border are renormalised. Of the new grid only ``planes`` along D.
     """
-    return _weighted(array, [_linear_weights(*axis) for axis in zip(array.shape[1:], shape, ratio, strict=True)])
+    z, y, x = (_linear_weights(*axis) for axis in zip(array.shape[1:], shape, ratio, strict=True))
+    return _weighted(array, [z[planes], y, x])
 
 
 def resample_classes(classes: Array, shape: tuple[int, int, int], ratio: tuple[float, float, float]) -> Array:

@@ -17,7 +17,17 @@ _Part = Annotated[float, pydantic.Field(gt=0, le=1)]
 Size = tuple[pydantic.PositiveInt, pydantic.PositiveInt, pydantic.PositiveInt]
 """D, H, W."""
 View = Literal[
-    "identity", "flip_left_right", "flip_front_back", "flip_top_bottom", "rotate_90", "rotate_180", "rotate_270"
+    "identity",
+    "flip_left_right",
+    "flip_front_back",
+    "flip_top_bottom",
+    "flip_left_right_front_back",
+    "flip_left_right_top_bottom",
+    "flip_front_back_top_bottom",
+    "flip_all",
+    "rotate_90",
+    "rotate_180",
+    "rotate_270",
 ]
 """How a study is turned before the network sees it; rotations are in the axial plane."""
 
@@ -40,6 +50,11 @@ class NetworkSpec(_Spec):
 @dataclass(frozen=True)
 class LossSpec(_Spec):
     """A name in ``LOSSES`` and the arguments that differ from its defaults, as JSON has them."""
+
+
+@dataclass(frozen=True)
+class StepSpec(_Spec):
+    """A name in ``STEPS``, what is done to the class map, and its settings, as JSON has them."""
 
 
 @dataclass(frozen=True)
@@ -167,32 +182,31 @@ class Training:
     loss: LossSpec = LossSpec("cross_entropy_dice")
 
 
+ALL_FLIPS: tuple[View, ...] = (
+    "identity",
+    "flip_left_right",
+    "flip_front_back",
+    "flip_top_bottom",
+    "flip_left_right_front_back",
+    "flip_left_right_top_bottom",
+    "flip_front_back_top_bottom",
+    "flip_all",
+)
+
+
 @dataclass(frozen=True)
 class Inference:
     """How a whole study goes through the network: in one pass (``window`` None) or in overlapping windows (D, H, W).
 
-    Every one of ``views`` is segmented; ``combine`` takes the mean of their probabilities, or lets their class maps
-    ``vote``, ties going to the first view.
+    Every one of ``views`` is segmented; ``combine`` takes the mean of their probabilities, lets their class maps ``vote``,
+    ties going to the first view, or weighs them by how often each seems to err (``staple``).
     """
 
     __pydantic_config__ = _STRICT
     window: Size | None = None
     overlap: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.5
     views: Annotated[tuple[View, ...], pydantic.Field(min_length=1)] = ("identity",)
-    combine: Literal["mean", "vote"] = "mean"
-
-
-@dataclass(frozen=True)
-class Postprocessing:
-    """What happens to the class map, in this order.
-
-    ``min_component_voxels``: smaller 26-connected components of a class are removed. ``min_et_voxels``: a study with fewer
-    voxels of ET in all gets NCR in their place.
-    """
-
-    __pydantic_config__ = _STRICT
-    min_component_voxels: int = 0
-    min_et_voxels: int = 0
+    combine: Literal["mean", "vote", "staple"] = "mean"
 
 
 @dataclass(frozen=True)
@@ -214,7 +228,7 @@ class Recipe:
     preprocessing: Preprocessing = Preprocessing()
     augmentation: Augmentation = Augmentation()
     inference: Inference = Inference()
-    postprocessing: Postprocessing = Postprocessing()
+    postprocessing: tuple[StepSpec, ...] = ()
     starts_from: "tuple[Start, ...]" = ()
     frozen: tuple[str, ...] = ()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gliomap.data.datasets import labelled_studies
-from gliomap.data.images import label_bytes
+from gliomap.data.images import map_bytes
 from gliomap.data.rounds import Rounds, cross_validation, dependences, hold_out, read_cross_validation
 from gliomap.data.study import ImageFile, Study
 from gliomap.distribution import start_processes
@@ -292,7 +292,7 @@ def _study_scores(study: Study, place: Path, segmenter: Segmenter, question: Que
         truth, convention, _ = study.read_classes(volume.with_array(brain_mask(volume)[None]))
         classes = segmenter(volume, truth)
         labels = classes.with_array(convention.encode(classes.array[0]))
-        write_file(place, label_bytes(labels, study.images[modalities[0]].path))
+        write_file(place, map_bytes(labels, study.images[modalities[0]].path))
     except Exception as error:  # one bad study never ends a folder
         return Scores({}, [failed_row(study.id, model)], {model: reason(error)}, [])
     return score(Task(study, {model: Study(study.id, {}, ImageFile(place), convention)}), question)

@@ -1,157 +1,295 @@
 """gliomap segment: studies in; label maps, volumes and a report out."""
 
+import glob
 import hashlib
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from gliomap import __version__
-from gliomap.classes import (
-    ALL_CLASSES,
-    CLASS_NAMES,
-    REGIONS,
-    Convention,
-    Target,
-    convention_from_values,
-    named_convention,
-)
+from gliomap.cluster import on_cluster
 from gliomap.data.datasets import count_layouts, find_studies, parse_labels, study_from_files
-from gliomap.data.images import label_bytes
 from gliomap.data.study import Study
 from gliomap.engines import load_engines
 from gliomap.errors import InputError, Interrupted, UsageError, reason
 from gliomap.files import json_bytes, read_json, sha256, write_files
-from gliomap.manifest import RunRecord
-from gliomap.metrics import measure
+from gliomap.manifest import RunRecord, plain
 from gliomap.model_file import Model, default_model, load_model
-from gliomap.preprocess import brain_mask
 from gliomap.progress import progress_bar
-from gliomap.recipe import cautions
-from gliomap.report.study import StudyReport, study_page
-from gliomap.rows import Row, rows_csv, score_rows
+from gliomap.rows import Row, read_rows, rows_csv
 from gliomap.segmenter import Segmenter
-from gliomap.volume import Volume
-
-
-@dataclass(frozen=True)
-class SegmentOptions:
-    """What `segment` is asked for.
-
-    ``study`` is a study's folder or a folder of studies; ``files`` gives one study's images by modality instead, and
-    ``reference`` its label map.
-    ``score`` also compares with the study's own label map. ``labels`` and ``output_labels`` as on the command line.
-    """
-
-    study: Path | None
-    output: Path
-    files: dict[str, Path] = field(default_factory=dict)
-    reference: Path | None = None
-    model: Path | None = None
-    labels: str | None = None
-    output_labels: str | None = None
-    score: bool = False
-    skull_on_anyway: bool = False
-    device: str = "auto"
-    engine: str = "auto"
-    quiet: bool = False
-
-
-@dataclass(frozen=True)
-class StudyResult:
-    """One study's outcome: the class map on its RAS grid, volumes, rows of scores, warnings, and the record for run.json."""
-
-    study: str
-    classes: Volume
-    volumes_ml: dict[str, float]
-    scores: list[Row]
-    warnings: list[str]
-    record: dict[str, Any]
+from gliomap.segmenting import (
+    Asked,
+    ReadStudy,
+    SegmentedStudy,
+    SegmentOptions,
+    StudyResult,
+    build_segmenter,
+    known_labels,
+    material_options,
+    read_study,
+    segment_elsewhere,
+    segment_study,
+    study_files,
+    study_inputs,
+)
 
 
 @dataclass(frozen=True)
 class SegmentResult:
-    """What `segment` did: the studies that are done, those that failed with the reason, and where everything is."""
+    """What `segment` did: the studies that are done, those that failed with the reason, and where everything is.
+
+    ``continued`` of those that are done were finished before; ``again`` are those that had results which this run could not
+    keep, with the reason.
+    """
 
     done: list[StudyResult]
     failed: dict[str, str]
     output: Path
     layouts: dict[str, int]
+    continued: int
+    again: dict[str, str]
 
 
 def segment(options: SegmentOptions) -> SegmentResult:
     """Segment one study or a folder of studies.
 
     A single study's files go to ``output`` itself, those of a folder of studies to ``output/ID``; ``run.json`` records all.
+    While one study is computed, the next is read and the last is written. With ``resume`` a study is left out if its record
+    says that this version made its files of the same inputs with the same model and options, and all are as they were written.
 
     Raises:
         UsageError: neither a folder nor files, or no model.
         InputError: the only study cannot be used; then nothing is written.
         IntegrityError: the model file is not what it says.
+        Interrupted: somebody pressed Ctrl-C; what was finished is kept.
     """
     record = RunRecord("segment", options)
     studies = _find(options)
-    model, segmenter = load_segmenter(options.model, options.device, options.engine)
+    path = _model_path(options.model)
     single = len(studies) == 1 and _is_study_folder(studies[0], options)
-    done: list[StudyResult] = []
-    failed: dict[str, str] = {}
-    contents: dict[Path, bytes] = {}
+    asked = Asked(load_model(path), sha256(path), options, single)
+    segmenter = None if options.ray else build_segmenter(asked.model, options)
+    kept, again = _finished_before(studies, asked) if options.resume else ({}, {})
+    outcomes: dict[str, StudyResult | Exception] = {**kept}
     interrupted = False
+    left = [study for study in studies if study.id not in kept]
     with progress_bar("segmenting", len(studies), quiet=options.quiet) as bar:
-        for study in studies:
-            bar.say(study.id)
-            folder = Path() if single else Path(study.id)
-            try:
-                result, contents = _segment_study(study, folder, model, segmenter, options)
-                if not single:
-                    write_files({options.output / path: content for path, content in contents.items()})
-            except Exception as error:  # one bad study never ends a folder
-                if single:
-                    raise
-                failed[study.id] = reason(error)
-            except KeyboardInterrupt:
-                interrupted = True
-                break
-            else:
-                done.append(result)
-            bar.advance()
+        bar.advance(len(kept))
+        try:
+            for study, outcome in _outcomes(left, asked, segmenter):
+                outcomes[study.id] = outcome
+                bar.say(study.id)
+                bar.advance()
+        except KeyboardInterrupt:
+            interrupted = True
+    found = [(study.id, outcomes[study.id]) for study in studies if study.id in outcomes]
+    done = [outcome for _, outcome in found if isinstance(outcome, StudyResult)]
+    failed = {study: outcome for study, outcome in found if isinstance(outcome, Exception)}
     if not done:
-        if interrupted:
-            raise Interrupted("interrupted before a study was finished; nothing was written")
-        raise InputError(f"none of the {len(studies)} studies can be segmented; the first failure is {_first(failed)}")
-    summary = contents if single else {Path("volumes.csv"): rows_csv(_volume_rows(done, model.name))}
-    if options.score:
-        summary[Path("scores.csv")] = rows_csv([row for r in done for row in r.scores])
-    tables = {p.name: hashlib.sha256(content).hexdigest() for p, content in summary.items() if p.suffix == ".csv"}
-    rows = [r.record for r in done] + [{"study": s, "status": "failed", "error": e} for s, e in failed.items()]
-    summary[Path("run.json")] = json_bytes(record.content(model=_model_facts(model), studies=rows, tables=tables))
-    stale = _stale_tables(options.output, tables)
-    write_files({options.output / path: content for path, content in summary.items()})
-    for table in stale:
-        table.unlink()
+        raise _nothing_done(failed, len(studies), asked)
+    reasons = {study: reason(error) for study, error in failed.items()}
+    result = SegmentResult(done, reasons, options.output, count_layouts(studies), len(kept), again)
+    if not asked.single:
+        _write_summary(record, asked, result)
     if interrupted:
         raise Interrupted(
-            f"interrupted; {len(done)} of {len(studies)} studies are done and recorded in {options.output}"
+            f"interrupted; {len(done)} of {len(studies)} studies are done and recorded in {options.output}; "
+            "--continue does the others"
         )
-    return SegmentResult(done, failed, options.output, count_layouts(studies))
+    return result
 
 
-def _first(failed: dict[str, str]) -> str:
-    return next(f"{study}: {why}" for study, why in failed.items())
+def _outcomes(
+    studies: Sequence[Study], asked: Asked, segmenter: Segmenter | None
+) -> Iterator[tuple[Study, StudyResult | Exception]]:
+    if segmenter is None:
+        return _on_cluster(studies, asked)
+    limited = asked.options.max_memory_gb is not None
+    return _one_by_one(studies, asked, segmenter) if limited else _pipelined(studies, asked, segmenter)
 
 
-def _stale_tables(output: Path, written: Mapping[str, str]) -> list[Path]:
-    """Tables that an earlier run left here, unchanged since, and this one does not write: they speak of other maps."""
+def _nothing_done(failed: Mapping[str, Exception], count: int, asked: Asked) -> Exception:
+    if not failed:
+        return Interrupted("interrupted before a study was finished; nothing was written")
+    first, error = next(iter(failed.items()))
+    if asked.single:
+        return error
+    return InputError(f"none of the {count} studies can be segmented; the first failure is {first}: {reason(error)}")
+
+
+def _pipelined(
+    studies: Sequence[Study], asked: Asked, segmenter: Segmenter
+) -> Iterator[tuple[Study, StudyResult | Exception]]:
+    """Each study with what came of it, in order; while one is computed here, a thread reads the next and one writes the last.
+
+    Three studies are in memory at most. Ctrl-C ends the study that is computed, not the one that is written.
+    """
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        ahead = [reader.submit(read_study, study, asked) for study in studies[:1]]
+        behind: list[tuple[Study, Future[StudyResult]]] = []
+        try:
+            for number, study in enumerate(studies):
+                reading = ahead.pop()
+                ahead += [reader.submit(read_study, following, asked) for following in studies[number + 1 : number + 2]]
+                segmented = _segmented(reading, segmenter, asked)
+                yield from _settled(behind)
+                behind = [(study, writer.submit(_written, segmented, asked))]
+                del segmented, reading  # or they would be kept in memory while the next one is computed
+        except KeyboardInterrupt:
+            yield from _settled(behind)
+            raise
+        yield from _settled(behind)
+
+
+def _one_by_one(
+    studies: Sequence[Study], asked: Asked, segmenter: Segmenter
+) -> Iterator[tuple[Study, StudyResult | Exception]]:
+    """Each study with what came of it, in order; no other is in memory meanwhile."""
+    for study in studies:
+        try:
+            segmented = segment_study(read_study(study, asked), segmenter, uncertainty=asked.options.uncertainty)
+            made = _written(segmented, asked)
+            del segmented
+        except Exception as error:  # one bad study never ends a folder
+            yield study, error
+        else:
+            yield study, made
+
+
+def _on_cluster(studies: Sequence[Study], asked: Asked) -> Iterator[tuple[Study, StudyResult | Exception]]:
+    """Each study with what came of it, as they are done on the machines of a cluster; their files are written here."""
+    for study, made in on_cluster(asked.options.ray or "auto", segment_elsewhere, asked, studies):
+        try:
+            if isinstance(made, Exception):
+                raise made
+            result, contents = made
+            _replace_files(asked.options.output / asked.record(study), contents, asked)
+            yield study, result
+        except Exception as error:  # one bad study never ends a folder
+            yield study, error
+
+
+def _segmented(reading: Future[ReadStudy], segmenter: Segmenter, asked: Asked) -> SegmentedStudy | Exception:
     try:
-        earlier = read_json(output / "run.json")
+        return segment_study(reading.result(), segmenter, uncertainty=asked.options.uncertainty)
+    except Exception as error:  # one bad study never ends a folder
+        return error
+
+
+def _written(segmented: SegmentedStudy | Exception, asked: Asked) -> StudyResult:
+    """Write a study's files, and remove tables that an earlier run left beside them."""
+    if isinstance(segmented, Exception):
+        raise segmented
+    result, contents = study_files(segmented, asked)
+    _replace_files(asked.options.output / asked.record(segmented.read.study), contents, asked)
+    return result
+
+
+def _settled(writing: Sequence[tuple[Study, Future[StudyResult]]]) -> Iterator[tuple[Study, StudyResult | Exception]]:
+    for study, future in writing:
+        error = future.exception()
+        if error is not None and not isinstance(error, Exception):
+            raise error
+        yield study, error or future.result()
+
+
+def _replace_files(record: Path, contents: Mapping[Path, bytes], asked: Asked) -> None:
+    """Write a study's or a run's files with their record, and remove the tables that an earlier one left and these do not replace.
+
+    Tables that are not as the earlier record says are somebody else's, and stay.
+    """
+    written = {asked.options.output / path: content for path, content in contents.items()}
+    try:
+        earlier = read_json(record)
     except InputError:  # none, or somebody else's
-        return []
+        earlier = {}
     tables = earlier.get("tables", {}) if isinstance(earlier, dict) and earlier.get("verb") == "segment" else {}
-    left = [output / name for name in ("scores.csv", "volumes.csv") if name in tables and name not in written]
-    return [path for path in left if path.is_file() and sha256(path) == tables[path.name]]
+    left = [record.with_name(name) for name in ("scores.csv", "volumes.csv") if name in tables]
+    stale = [path for path in left if path not in written and _is_as_written(path, tables[path.name])]
+    write_files(written)
+    for path in stale:
+        path.unlink()
+
+
+def _is_as_written(path: Path, digest: str) -> bool:
+    return path.is_file() and sha256(path) == digest
+
+
+def _write_summary(record: RunRecord, asked: Asked, result: SegmentResult) -> None:
+    """The tables and the record of a folder's studies."""
+    tables = {Path("volumes.csv"): rows_csv(_volume_rows(result.done, asked.model.name))}
+    if asked.options.score:
+        tables[Path("scores.csv")] = rows_csv([row for one in result.done for row in one.scores])
+    rows = [one.record for one in result.done]
+    rows += [{"study": study, "status": "failed", "error": why} for study, why in result.failed.items()]
+    told = {path.name: hashlib.sha256(content).hexdigest() for path, content in tables.items()}
+    run = record.content(model=asked.model_facts(), studies=rows, tables=told, continued=result.continued)
+    _replace_files(result.output / "run.json", {**tables, Path("run.json"): json_bytes(run)}, asked)
+
+
+def _finished_before(studies: Iterable[Study], asked: Asked) -> tuple[dict[str, StudyResult], dict[str, str]]:
+    """The studies that need not be done again, and those that must be although they have results, with the reason.
+
+    What a killed run left of files that it was writing is removed.
+    """
+    kept: dict[str, StudyResult] = {}
+    again: dict[str, str] = {}
+    outputs = [Path(name) for name in ("run.json", "volumes.csv", "scores.csv")]
+    for study in studies:
+        outputs += asked.outputs(study)
+        found = _finished(study, asked)
+        if isinstance(found, StudyResult):
+            kept[study.id] = found
+        elif found:
+            again[study.id] = found
+    for place in {asked.options.output / path for path in outputs}:
+        for left in place.parent.glob(f".{glob.escape(place.name)}.*.part"):  # as `write_files` names them
+            left.unlink(missing_ok=True)
+    return kept, again
+
+
+def _finished(study: Study, asked: Asked) -> StudyResult | str:
+    """A study's result if its files are what this run would make; otherwise why they are not, nothing if it has no record."""
+    output = asked.options.output
+    record = output / asked.record(study)
+    if not record.exists():
+        return ""
+    try:
+        run = read_json(record)
+        (row,) = run["studies"]
+        why = _difference(run, row, study, asked)
+        scores = asked.folder(study) / "scores.csv"
+        rows: list[Row] = [] if why or scores.name not in run["tables"] else list(read_rows(output / scores))
+        return why or StudyResult(row["study"], row["volumes_ml"], rows, row["warnings"], row)
+    except (InputError, LookupError, TypeError, ValueError, AttributeError) as error:
+        return f"a record that cannot be used ({error})"
+
+
+def _difference(run: Mapping[str, Any], row: Mapping[str, Any], study: Study, asked: Asked) -> str:
+    """What is not as this run would make it in a study's record or files; nothing if all is."""
+    if run["versions"]["gliomap"] != __version__:
+        return f"results of gliomap {run['versions']['gliomap']}"
+    if run["model"]["sha256"] != asked.model_sha256:
+        return "results of another model"
+    options = plain(material_options(asked.options))
+    if other := [name for name, value in options.items() if run["options"][name] != value]:
+        return f"results of other options ({', '.join(other)})"
+    now = study_inputs(study, asked)
+    if (row["study"], row["known_labels"], _contents(row["inputs"])) != (study.id, known_labels(study), _contents(now)):
+        return "results of other images or labels"
+    files = row["outputs"] | {(asked.folder(study) / name).as_posix(): digest for name, digest in run["tables"].items()}
+    for name, digest in files.items():
+        if not _is_as_written(asked.options.output / name, digest):
+            return f"{Path(name).name} is not as it was written"
+    return ""
+
+
+def _contents(inputs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """A study's inputs without where they lie."""
+    return {name: {key: value for key, value in file.items() if key != "path"} for name, file in inputs.items()}
 
 
 def load_segmenter(path: Path | None, device: str = "auto", engine: str = "auto") -> tuple[Model, Segmenter]:
@@ -161,11 +299,15 @@ def load_segmenter(path: Path | None, device: str = "auto", engine: str = "auto"
         UsageError: no file is given and none ships.
         InputError, IntegrityError: as `load_model`.
     """
+    model = load_model(_model_path(path))
+    return model, Segmenter(model.recipe, load_engines(model, device, engine))
+
+
+def _model_path(path: Path | None) -> Path:
     path = path or default_model()
     if path is None:
         raise UsageError("this gliomap ships no model; train one (gliomap train) and give it with -m")
-    model = load_model(path)
-    return model, Segmenter(model.recipe, load_engines(model, device, engine))
+    return path
 
 
 def _find(options: SegmentOptions) -> list[Study]:
@@ -185,138 +327,6 @@ def _no_images(path: Path) -> list[Study]:
 
 def _is_study_folder(study: Study, options: SegmentOptions) -> bool:
     return bool(options.files) or any(f.path.parent == options.study for f in study.images.values())
-
-
-def _segment_study(
-    study: Study, folder: Path, model: Model, segmenter: Segmenter, options: SegmentOptions
-) -> tuple[StudyResult, dict[Path, bytes]]:
-    """One study's result and the files it makes, by path relative to the output."""
-    start = time.perf_counter()
-    modalities = model.recipe.modalities
-    volume, warnings = study.read(modalities, skull_on_anyway=options.skull_on_anyway)
-    told = model.recipe.preprocessing.crop == "truth_centre"
-    convention, truth, odd = _known_labels(study, volume, options, needed=told)
-    odd += [f"reproduction: {text}" for text in cautions(model.recipe)] + _coarse(model.recipe.target)
-    read = time.perf_counter()
-    classes = segmenter(volume, truth)
-    times = {"read": read - start, "segment": time.perf_counter() - read}
-    volumes = volumes_ml(classes, model.recipe.target)
-    scores: list[Row] = []
-    if truth and options.score:
-        measured = measure(classes.array[0], truth.array[0], classes.spacing_mm, model.recipe.target.regions)
-        scores = score_rows(study.id, model.name, measured)
-    result = StudyResult(study.id, classes, volumes, scores, warnings + odd, {})
-    labels = classes.with_array(convention.encode(classes.array[0]))
-    facts = _facts(study, model, convention, times)
-    page = study_page(_report(result, modalities, volume, truth, facts))
-    contents = {
-        folder / "segmentation.nii.gz": label_bytes(labels, study.images[modalities[0]].path),
-        folder / "report.html": page.encode(),
-    }
-    result.record.update(
-        study=study.id,
-        status="done",
-        segmentation=(folder / "segmentation.nii.gz").as_posix(),
-        labels={str(value): CLASS_NAMES[tissue] for value, tissue in convention.values},
-        convention=convention.name,
-        convention_evidence=convention.evidence,
-        volumes_ml=volumes,
-        warnings=result.warnings,
-        time_s={name: round(t, 3) for name, t in (times | {"total": time.perf_counter() - start}).items()},
-        inputs={m: {"path": str(study.images[m].path), "sha256": sha256(study.images[m].path)} for m in modalities},
-        outputs={path.as_posix(): hashlib.sha256(content).hexdigest() for path, content in contents.items()},
-    )
-    return result, contents
-
-
-def _coarse(target: Target) -> list[str]:
-    """What a map cannot tell that its colours and label values would seem to."""
-    if len(target.regions) == len(REGIONS):
-        return []
-    return [
-        f"this model tells {', '.join(target.regions)} only; the tissues inside are not told apart in its label map"
-    ]
-
-
-def _known_labels(
-    study: Study, volume: Volume, options: SegmentOptions, *, needed: bool
-) -> tuple[Convention, Volume | None, list[str]]:
-    """The convention to write in, the reference if it is asked for or ``needed``, and what is odd about it."""
-    truth, odd, known = None, [], study.convention
-    try:
-        if options.score or needed:
-            truth, known, odd = study.read_classes(Volume(brain_mask(volume)[None], volume.affine))
-        elif known is None and study.label is not None:
-            known = convention_from_values(study.label.read().array)
-    except InputError as error:
-        if needed:
-            raise InputError(
-                f"{error}. This model's recipe crops about the true tumour: use another for such studies"
-            ) from error
-        # the images are good, and most segmentations need no label map
-        odd = [f"its own label map was not used: {error}"]
-    if options.output_labels is not None:
-        known = named_convention(options.output_labels, "--output-labels")
-    return known or named_convention("brats2023", "the default, since nothing says what the study uses"), truth, odd
-
-
-def volumes_ml(classes: Volume, target: Target = ALL_CLASSES) -> dict[str, float]:
-    """Volume in ml of the regions that the target tells, and, if those are all, of NCR and ED (and RC where present)."""
-    voxels = np.bincount(classes.array.ravel(), minlength=5)
-    regions = {name: float(sum(voxels[c] for c in REGIONS[name])) for name in target.regions}
-    others: dict[str, float] = {}
-    if len(regions) == len(REGIONS):
-        others = {
-            n: float(voxels[v]) for v, n in CLASS_NAMES.items() if n in ("NCR", "ED") or (n == "RC" and voxels[v])
-        }
-    return {name: round(count * classes.voxel_ml, 3) for name, count in (regions | others).items()}
-
-
-def _model_facts(model: Model) -> dict[str, Any]:
-    return {
-        "name": model.name,
-        "recipe": model.recipe.name,
-        "networks": len(model.prefixes),
-        "content_sha256": model.content_sha256,
-        "regions": list(model.recipe.target.regions),
-    }
-
-
-def _facts(study: Study, model: Model, convention: Convention, times: dict[str, float]) -> dict[str, str]:
-    networks = f", {len(model.prefixes)} networks together" if len(model.prefixes) > 1 else ""
-    return {
-        "Model": f"{model.name} (recipe {model.recipe.name}{networks})",
-        "Model sha256": model.content_sha256,
-        "Found as": study.layout,
-        "Label values": f"{convention}, from {convention.evidence}",
-        "Time": ", ".join(f"{name} {seconds:.1f} s" for name, seconds in times.items()),
-        "gliomap": __version__,
-    }
-
-
-def _report(
-    result: StudyResult, modalities: tuple[str, ...], volume: Volume, truth: Volume | None, facts: dict[str, str]
-) -> StudyReport:
-    shown = [
-        {"region": r.region, "metric": r.metric, "value": _shown(r), "unit": r.unit, "definition": r.definition}
-        for r in result.scores
-    ]
-    return StudyReport(
-        study=result.study,
-        modalities=modalities,
-        images=volume.array,
-        classes=result.classes.array[0],
-        spacing_mm=volume.spacing_mm,
-        volumes_ml=result.volumes_ml,
-        facts=facts,
-        warnings=tuple(result.warnings),
-        truth=None if truth is None else truth.array[0],
-        scores=tuple(shown),
-    )
-
-
-def _shown(row: Row) -> str:
-    return row.status.replace("_", " ") if row.value is None else f"{row.value:.3f}"
 
 
 def _volume_rows(done: list[StudyResult], model: str) -> list[Row]:

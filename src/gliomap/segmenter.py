@@ -1,24 +1,43 @@
 """From a study's Volume to a class map on its grid: prepare, run the network, combine windows, decode. No torch in here."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import expit
+from scipy.special import entr, expit
 
 from gliomap.classes import Target
-from gliomap.postprocess import postprocess
+from gliomap.errors import InputError, UsageError
+from gliomap.machine import available_memory_bytes, memory_bytes
+from gliomap.postprocess import Change, postprocess
 from gliomap.preprocess import brain_mask, prepare, resample, study_box, voxel_ratio
-from gliomap.recipe import Recipe, Size, View
+from gliomap.recipe import ALL_FLIPS, Recipe, Size, View
 from gliomap.volume import Volume
+from gliomap.voting import majority, staple
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_FLIPS: dict[str, int] = {"flip_top_bottom": 1, "flip_front_back": 2, "flip_left_right": 3}
+_FLIPS: dict[str, tuple[int, ...]] = {
+    "flip_left_right": (3,),
+    "flip_front_back": (2,),
+    "flip_top_bottom": (1,),
+    "flip_left_right_front_back": (2, 3),
+    "flip_left_right_top_bottom": (1, 3),
+    "flip_front_back_top_bottom": (1, 2),
+    "flip_all": (1, 2, 3),
+}
 _QUARTERS: dict[str, int] = {"rotate_90": 1, "rotate_180": 2, "rotate_270": 3}
 
+FREE_SHARE = 0.8
+"""How much of the free memory a pass may take."""
+PRESETS = ("fast", "balanced", "accurate")
+_COPIES = 4
+"""Arrays as large as the logits at the same time: themselves, their probabilities, the mean of these, and windows' sum."""
+_PLANES = 16
+"""Planes of a study's grid whose probabilities are in memory at a time."""
 WINDOW_SIGMA = 0.125
 """Width of a window's gaussian weight, relative to the window."""
 WINDOWS_PER_BATCH = 2
@@ -33,27 +52,78 @@ class Engine:
     """A trained network that is ready to run.
 
     ``run`` takes images (B, C, D, H, W) float32 to logits (B, K, D, H, W) float32. ``divisors``: what D, H, W must be
-    multiples of. ``bytes_per_voxel``: the memory that a pass takes for each voxel of the images, beyond the weights.
+    multiples of; ``only_size``: the one size that it takes, if it takes no other. ``bytes_per_voxel``: the memory that a
+    pass takes for each voxel of the images, beyond the weights; 0 if it is not known. ``name``: what runs it.
     """
 
     run: Callable[[Array], Array]
     divisors: Size
     bytes_per_voxel: float = 0.0
+    only_size: Size | None = None
+    name: str = "torch"
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """Where a segmentation is in doubt, on the part of the grid that the network is shown, (1, D, H, W) float32 in [0, 1].
+
+    ``entropy`` of the mean probabilities, 1 where all channels are as probable as can be. ``disagreement``: the share of
+    the ``opinions``, the class maps (1, D, H, W) of each view and network by itself, that say another class than the result.
+    """
+
+    entropy: Volume
+    disagreement: Volume
+    opinions: tuple[Volume, ...]
+
+
+_Place = tuple[slice, ...]
+
+
+class Segmentation(NamedTuple):
+    """A study's class map (1, D, H, W) uint8 on its grid, what post-processing changed, and where it is in doubt, if asked."""
+
+    classes: Volume
+    changes: tuple[Change, ...]
+    uncertainty: Uncertainty | None
+
+
+class _Found(NamedTuple):
+    """The mean probabilities (K, *) on the network's grid, and each view's and network's class map on the study's."""
+
+    mean: Array
+    maps: list[Array]
 
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A recipe and an engine for its trained network, or for each of an ensemble."""
+    """A recipe and an engine for its trained network, or for each of an ensemble.
+
+    ``max_memory_bytes``: what the process may use in all. Where one pass, or the recipe's windows, would need more, windows
+    are made as small as they must; without it, as small as the free memory needs.
+    """
 
     recipe: Recipe
     engines: tuple[Engine, ...]
+    max_memory_bytes: int | None = None
 
     def __call__(self, volume: Volume, truth: Volume | None = None) -> Volume:
-        """The class map (1, D, H, W) uint8 of a study's Volume (C, D, H, W), on the same grid; 0 outside the brain.
+        """The class map (1, D, H, W) uint8 of a study's Volume (C, D, H, W), on the same grid; see `segmentation`."""
+        return self.segmentation(volume, truth).classes
 
-        ``truth`` is the true class map (1, D, H, W), for recipes that crop about it (see `study_box`).
+    def segmentation(self, volume: Volume, truth: Volume | None = None, *, uncertainty: bool = False) -> Segmentation:
+        """What a study's Volume (C, D, H, W) is found to be; 0 outside the brain.
+
+        Probabilities are brought to the study's grid a few planes at a time. ``truth`` is the true class map
+        (1, D, H, W), for recipes that crop about it (see `study_box`).
+
+        Raises:
+            InputError: not even the smallest window fits into the memory.
         """
-        return self.with_probabilities(volume, truth)[0]
+        shown, ratio = self._shown(volume, truth)
+        found = self._found(shown, ratio, keep_maps=uncertainty)
+        classes, changes = self._tidied(self._elected(found, shown, ratio), shown)
+        doubt = self._doubt(found, classes, shown, ratio) if uncertainty else None
+        return Segmentation(classes.placed_on(volume), changes, doubt)
 
     def with_probabilities(self, volume: Volume, truth: Volume | None = None) -> tuple[Volume, Volume]:
         """The class map, and the probabilities (K, D, H, W) float32 on the part of the grid that the network is shown.
@@ -61,36 +131,97 @@ class Segmenter:
         Probabilities are the mean over views and engines, whatever these are combined by; they are summed up as they come and
         never all in memory.
         """
-        shown = volume.crop(study_box(volume, self.recipe.preprocessing, truth))
-        target, inference = self.recipe.target, self.recipe.inference
-        mean, maps = np.zeros((len(target.channels), *shown.shape), np.float32), []
-        for probabilities in self._opinions(shown, voxel_ratio(volume, self.recipe.preprocessing)):
-            if inference.combine == "vote":
-                maps.append(target.decode(probabilities))
-            mean += probabilities
-        mean /= len(inference.views) * len(self.engines)
-        classes = majority(maps) if maps else target.decode(mean)
-        classes = postprocess(classes * brain_mask(shown), self.recipe.postprocessing)
-        return shown.with_array(classes).placed_on(volume), shown.with_array(mean)
-
-    def _opinions(self, shown: Volume, ratio: tuple[float, float, float] | None) -> Iterator[Array]:
-        """Each engine's probabilities (K, D, H, W) of each view, on the study's own voxels."""
-        prepared = prepare(shown, self.recipe, ratio).array
-        for view, engine in product(self.recipe.inference.views, self.engines):
-            logits = turn_back(self.logits(turn(prepared, view), engine), view)
-            probabilities = activate(logits, self.recipe.target)
-            if ratio is not None:
-                z, y, x = (1 / r for r in ratio)
-                probabilities = resample(probabilities, shown.shape, (z, y, x))
-            yield probabilities
+        shown, ratio = self._shown(volume, truth)
+        found = self._found(shown, ratio)
+        classes, _ = self._tidied(self._elected(found, shown, ratio), shown)
+        return classes.placed_on(volume), shown.with_array(_on_grid(found.mean, shown.shape, ratio))
 
     def logits(self, images: Array, engine: Engine) -> Array:
-        """An engine's logits (K, D, H, W) of prepared images (C, D, H, W), in one pass or in windows as the recipe says."""
-        window = self.recipe.inference.window
+        """An engine's logits (K, D, H, W) of prepared images (C, D, H, W), in one pass or in windows; see `window`.
+
+        Voxels that only windows without brain would cover have logits of 0.
+        """
+        window = self.window(images, engine)
         if window is None:
             padded = pad_to_multiple(images, engine.divisors)
             return engine.run(padded[None])[0][(slice(None), *centre_slices(padded.shape[1:], images.shape[1:]))]
         return self._windowed(images, window, engine)
+
+    def window(self, images: Array, engine: Engine) -> Size | None:
+        """The windows (D, H, W) that prepared images (C, D, H, W) go through an engine in; None is one pass.
+
+        They are the recipe's, or smaller where these do not fit into the memory: the longest axis is halved until they do.
+
+        Raises:
+            InputError: not even the smallest fits.
+        """
+        if engine.only_size is not None:
+            return engine.only_size
+        wanted = self.recipe.inference.window
+        free = self._free_bytes(images)
+        size = list(wanted or pad_to_multiple(images[:0], engine.divisors).shape[1:])
+        together = 1
+        while engine.bytes_per_voxel * math.prod(size) * together > free:
+            axis = max(range(3), key=lambda a: size[a] / engine.divisors[a])
+            if size[axis] <= 2 * engine.divisors[axis]:
+                raise InputError(
+                    f"the smallest window of this model, {size[0]} x {size[1]} x {size[2]} voxels, needs "
+                    f"{engine.bytes_per_voxel * math.prod(size) * together / 1e6:.0f} MB and {max(free, 0) / 1e6:.0f} MB are "
+                    "left for it; close other programs or raise --max-memory"
+                )
+            size[axis] = -(-size[axis] // 2 // engine.divisors[axis]) * engine.divisors[axis]
+            wanted, together = (size[0], size[1], size[2]), WINDOWS_PER_BATCH
+        return wanted
+
+    def _shown(self, volume: Volume, truth: Volume | None) -> tuple[Volume, tuple[float, float, float] | None]:
+        """The part of a study that the network is shown, and the study's `voxel_ratio`."""
+        settings = self.recipe.preprocessing
+        return volume.crop(study_box(volume, settings, truth)), voxel_ratio(volume, settings)
+
+    def _found(self, shown: Volume, ratio: tuple[float, float, float] | None, *, keep_maps: bool = False) -> _Found:
+        """What each engine finds in each view, put together as it comes; class maps only if they are asked for or vote."""
+        prepared, target = prepare(shown, self.recipe, ratio).array, self.recipe.target
+        keep_maps = keep_maps or self.recipe.inference.combine != "mean"
+        views = list(product(self.recipe.inference.views, self.engines))
+        mean, maps = np.zeros((len(target.channels), *prepared.shape[1:]), np.float32), []
+        for view, engine in views:
+            probabilities = activate(turn_back(self.logits(turn(prepared, view), engine), view), target)
+            if keep_maps:
+                maps.append(_decoded(probabilities, shown.shape, ratio, target))
+            mean += probabilities
+        mean /= len(views)
+        return _Found(mean, maps)
+
+    def _elected(self, found: _Found, shown: Volume, ratio: tuple[float, float, float] | None) -> Array:
+        """The class map (D, H, W) that the recipe's rule makes of what was found."""
+        match self.recipe.inference.combine:
+            case "mean":
+                return _decoded(found.mean, shown.shape, ratio, self.recipe.target)
+            case "vote":
+                return majority(found.maps)
+            case "staple":
+                return staple(found.maps)
+
+    def _doubt(
+        self, found: _Found, classes: Volume, shown: Volume, ratio: tuple[float, float, float] | None
+    ) -> Uncertainty:
+        entropy = _on_grid(relative_entropy(found.mean, self.recipe.target)[None], shown.shape, ratio)
+        opinions = tuple(self._tidied(one, shown)[0] for one in found.maps)
+        others = np.stack([one.array != classes.array for one in opinions]).mean(0, np.float32)
+        return Uncertainty(shown.with_array(entropy * brain_mask(shown)), shown.with_array(others), opinions)
+
+    def _tidied(self, classes: Array, shown: Volume) -> tuple[Volume, tuple[Change, ...]]:
+        """A class map after the recipe's post-processing, 0 outside the brain, and what that changed."""
+        tidy, changes = postprocess(classes * brain_mask(shown), self.recipe.postprocessing, shown.voxel_ml)
+        return shown.with_array(tidy), changes
+
+    def _free_bytes(self, images: Array) -> float:
+        """What is left for a pass through a network, beside its logits and what is made of them."""
+        kept = _COPIES * len(self.recipe.target.channels) * math.prod(images.shape[1:]) * images.itemsize
+        free = FREE_SHARE * available_memory_bytes()
+        if self.max_memory_bytes is not None:
+            free = min(free, self.max_memory_bytes - memory_bytes())
+        return free - kept
 
     def _windowed(self, images: Array, window: Size, engine: Engine) -> Array:
         target = tuple(max(n, w) for n, w in zip(images.shape[1:], window, strict=True))
@@ -99,14 +230,67 @@ class Segmenter:
         total = np.zeros((len(self.recipe.target.channels), *padded.shape[1:]), np.float32)
         weights = np.zeros(padded.shape[1:], np.float32)
         per_batch = SLICES_PER_BATCH if window[0] == 1 else WINDOWS_PER_BATCH
-        for places in _batches(window_starts(padded.shape[1:], window, self.recipe.inference.overlap), per_batch):
-            slices = [tuple(slice(s, s + w) for s, w in zip(start, window, strict=True)) for start in places]
-            logits = engine.run(np.stack([padded[(slice(None), *at)] for at in slices]))
-            for at, part in zip(slices, logits, strict=True):
+        starts = window_starts(padded.shape[1:], window, self.recipe.inference.overlap)
+        places = [tuple(slice(s, s + w) for s, w in zip(start, window, strict=True)) for start in starts]
+        for some in _batches([at for at in places if padded[(slice(None), *at)].any()], per_batch):
+            logits = engine.run(np.stack([padded[(slice(None), *at)] for at in some]))
+            for at, part in zip(some, logits, strict=True):
                 total[(slice(None), *at)] += part * weight
                 weights[at] += weight
-        combined = total / weights
-        return combined[(slice(None), *centre_slices(padded.shape[1:], images.shape[1:]))]
+        total /= np.where(weights, weights, 1)
+        return total[(slice(None), *centre_slices(padded.shape[1:], images.shape[1:]))]
+
+
+def with_preset(segmenter: Segmenter, preset: str) -> Segmenter:
+    """A segmenter that takes less or more care than its recipe: one of `PRESETS`.
+
+    ``fast``: one pass of the first network, as far as the memory allows. ``balanced``: what the recipe says. ``accurate``:
+    every network sees the study flipped in all eight ways, and the mean of the probabilities counts.
+
+    Raises:
+        UsageError: there is no such preset.
+    """
+    recipe, inference = segmenter.recipe, segmenter.recipe.inference
+    match preset:
+        case "fast":
+            quick = replace(inference, window=None, views=("identity",), combine="mean")
+            return replace(segmenter, recipe=replace(recipe, inference=quick), engines=segmenter.engines[:1])
+        case "balanced":
+            return segmenter
+        case "accurate":
+            careful = replace(inference, views=ALL_FLIPS, combine="mean")
+            return replace(segmenter, recipe=replace(recipe, inference=careful))
+    raise UsageError(f"no preset is called {preset!r}; expected {', '.join(PRESETS)}")
+
+
+def _decoded(
+    probabilities: Array, shape: tuple[int, int, int], ratio: tuple[float, float, float] | None, target: Target
+) -> Array:
+    """The class map (D, H, W) on a study's grid of probabilities on the network's, a few planes at a time."""
+    out = np.empty(shape, np.uint8)
+    for planes in (slice(z, min(z + _PLANES, shape[0])) for z in range(0, shape[0], _PLANES)):
+        part = probabilities[:, planes] if ratio is None else resample(probabilities, shape, _inverse(ratio), planes)
+        out[planes] = target.decode(part)
+    return out
+
+
+def _on_grid(array: Array, shape: tuple[int, int, int], ratio: tuple[float, float, float] | None) -> Array:
+    """(C, *) on the network's grid, on a study's."""
+    return array if ratio is None else resample(array, shape, _inverse(ratio))
+
+
+def _inverse(ratio: tuple[float, float, float]) -> tuple[float, float, float]:
+    z, y, x = ratio
+    return 1 / z, 1 / y, 1 / x
+
+
+def relative_entropy(probabilities: Array, target: Target) -> Array:
+    """The entropy (D, H, W) of probabilities (K, D, H, W), as a share of the largest: of the classes of a softmax, or the
+    mean of each sigmoid's own.
+    """
+    if target.kind == "softmax":
+        return entr(probabilities).sum(0) / np.log(len(probabilities))
+    return (entr(probabilities) + entr(1 - probabilities)).mean(0) / np.log(2)
 
 
 def activate(logits: Array, target: Target) -> Array:
@@ -128,18 +312,6 @@ def turn(images: Array, view: View) -> Array:
 def turn_back(images: Array, view: View) -> Array:
     """What `turn` gave, as it was."""
     return np.rot90(images, -_QUARTERS[view], axes=(2, 3)) if view.startswith("rotate") else turn(images, view)
-
-
-def majority(maps: Sequence[Array]) -> Array:
-    """At each voxel the class that most class maps (D, H, W) have; ties go to the earliest map among them."""
-    elected, most = maps[0].copy(), np.zeros(maps[0].shape, np.uint16)
-    for one in maps:
-        votes = np.zeros_like(most)
-        for other in maps:
-            votes += one == other
-        ahead = votes > most
-        elected[ahead], most[ahead] = one[ahead], votes[ahead]
-    return elected
 
 
 def pad_to_multiple(images: Array, divisors: Size) -> Array:
@@ -176,6 +348,6 @@ def gaussian_weight(window: Size) -> Array:
     return np.maximum(weight, np.float32(1e-3))
 
 
-def _batches(items: list[tuple[int, ...]], size: int) -> Iterator[list[tuple[int, ...]]]:
+def _batches(items: list[_Place], size: int) -> Iterator[list[_Place]]:
     for first in range(0, len(items), size):
         yield items[first : first + size]

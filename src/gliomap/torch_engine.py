@@ -1,5 +1,6 @@
 """Networks run by PyTorch, on a CPU or a GPU."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor
 from gliomap.errors import IntegrityError, UsageError
 from gliomap.model_file import Model
 from gliomap.networks import Network, as_slices, build_network, channels_last, fast_layout
+from gliomap.networks.counting import count_forward
+from gliomap.recipe import Recipe, Size
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -38,6 +41,20 @@ def _run(network: Network, batch: Tensor) -> Tensor:
     slices = as_slices(batch).split(SLICES_PER_BATCH)  # (8, C, H, W) each
     logits = torch.cat([network(fast_layout(part)) for part in slices])
     return logits.unflatten(0, (batch.shape[0], -1)).movedim(1, 2)  # (B, K, D, H, W)
+
+
+def only_size(network: Network) -> Size | None:
+    """The one size D, H, W that a network takes, of those that take no other."""
+    return getattr(network, "patch_size", None)
+
+
+def bytes_per_voxel(recipe: Recipe) -> float:
+    """The memory that a forward pass of the recipe's network takes for each voxel of the images, beyond the weights."""
+    with torch.device("meta"):
+        network = build_network(recipe)
+    size = only_size(network) or tuple(2 * n for n in network.divisors)
+    shown = size[-network.spatial_dims :]
+    return count_forward(network, shown).memory_bytes / math.prod(shown)
 
 
 def load_networks(model: Model, device: torch.device | str = "cpu") -> tuple[Network, ...]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-VERBS = ("demo", "segment", "train", "evaluate", "compare", "reproduce", "models", "split", "phantom")
+VERBS = ("demo", "segment", "train", "evaluate", "compare", "reproduce", "models", "export", "tune", "split", "phantom")
 HEAVY = ("torch", "monai", "numpy", "nibabel", "scipy", "pydantic", "lightning_fabric")
 
 

@@ -14,7 +14,7 @@ import pytest
 from studies import save, small_affine
 
 from gliomap.data import images
-from gliomap.data.images import image_stem, label_bytes, read_grid, read_image, read_images, volume_bytes
+from gliomap.data.images import image_stem, map_bytes, read_grid, read_image, read_images, volume_bytes
 from gliomap.errors import InputError, UsageError
 from gliomap.volume import Volume
 
@@ -341,7 +341,7 @@ def test_label_map_has_the_geometry_of_its_image(tmp_path, image):
     image.to_filename(tmp_path / "image.nii.gz")
     volume = read_image(tmp_path / "image.nii.gz").to_ras()
     labels = (np.abs(volume.array) % 4).astype(np.uint8)
-    (tmp_path / "seg.nii.gz").write_bytes(label_bytes(volume.with_array(labels), tmp_path / "image.nii.gz"))
+    (tmp_path / "seg.nii.gz").write_bytes(map_bytes(volume.with_array(labels), tmp_path / "image.nii.gz"))
     expected, written = (geometry_of(header_of(tmp_path / name)) for name in ("image.nii.gz", "seg.nii.gz"))
     for name, value in expected.items():
         np.testing.assert_allclose(written[name], value, rtol=2e-7, atol=2e-6, err_msg=name)
@@ -357,7 +357,7 @@ def test_label_map_of_a_crop_is_zero_outside_it(tmp_path):
     path = save(tmp_path / "image.nii.gz", numbers(), OBLIQUE)
     part = Volume(np.ones((1, 2, 2, 2), np.uint8), OBLIQUE @ np.array(
         [[1, 0, 0, 3], [0, 1, 0, 1], [0, 0, 1, 2], [0, 0, 0, 1.0]]))  # fmt: skip
-    (tmp_path / "seg.nii.gz").write_bytes(label_bytes(part, path))
+    (tmp_path / "seg.nii.gz").write_bytes(map_bytes(part, path))
     labels = read_image(tmp_path / "seg.nii.gz").array[0]
     assert labels[2:4, 1:3, 3:5].all()
     assert labels.sum() == 8
@@ -366,18 +366,18 @@ def test_label_map_of_a_crop_is_zero_outside_it(tmp_path):
 def test_label_map_of_another_grid_is_refused(tmp_path):
     path = save(tmp_path / "image.nii.gz", numbers(), np.eye(4))
     with pytest.raises(InputError, match="do not share their voxels"):
-        label_bytes(Volume(np.ones((1, 4, 5, 6), np.uint8), np.diag([1.5, 1.5, 1.5, 1.0])), path)
+        map_bytes(Volume(np.ones((1, 4, 5, 6), np.uint8), np.diag([1.5, 1.5, 1.5, 1.0])), path)
 
 
 def test_same_labels_give_the_same_bytes(tmp_path):
     path = save(tmp_path / "image.nii.gz", numbers())
     labels = read_image(path).with_array((numbers() % 4).astype(np.uint8))
-    assert label_bytes(labels, path) == label_bytes(labels.to_ras(), path)
+    assert map_bytes(labels, path) == map_bytes(labels.to_ras(), path)
 
 
 def test_unknown_units_are_copied_as_they_are(tmp_path):
     path = write(tmp_path / "a.nii", patched(nifti_bytes(), 123, "<B", 5))
-    (tmp_path / "seg.nii.gz").write_bytes(label_bytes(read_image(path).with_array(np.zeros((4, 5, 6), np.uint8)), path))
+    (tmp_path / "seg.nii.gz").write_bytes(map_bytes(read_image(path).with_array(np.zeros((4, 5, 6), np.uint8)), path))
     assert header_of(tmp_path / "seg.nii.gz")["xyzt_units"] == 5
 
 
@@ -424,7 +424,7 @@ def test_mha_is_where_the_same_nifti_is(tmp_path):
 def test_label_map_of_an_mha_lies_on_its_grid(tmp_path):
     path = mha(tmp_path / "a.mha", numbers(), OBLIQUE)
     labels = (numbers() % 4).astype(np.uint8)
-    (tmp_path / "seg.nii.gz").write_bytes(label_bytes(read_image(path).with_array(labels).to_ras(), path))
+    (tmp_path / "seg.nii.gz").write_bytes(map_bytes(read_image(path).with_array(labels).to_ras(), path))
     written = read_image(tmp_path / "seg.nii.gz")
     np.testing.assert_array_equal(written.array[0], labels)
     np.testing.assert_allclose(written.affine, OBLIQUE, atol=1e-6)

@@ -5,7 +5,7 @@ import pytest
 from studies import SHAPE, brain_images, brain_mask, loose_study, nested_tumour, save, small_affine
 
 from gliomap.classes import CONVENTIONS, ED, NCR, RC, named_convention
-from gliomap.data.images import label_bytes
+from gliomap.data.images import map_bytes
 from gliomap.data.study import MODALITIES, ImageFile, Study
 from gliomap.data.writing import as_lps
 from gliomap.errors import InputError
@@ -152,7 +152,7 @@ def test_labels_of_every_convention_come_back_as_they_were(tmp_path, convention)
     np.testing.assert_array_equal(found.array[0], classes)
     assert warnings == []
     (tmp_path / "again.nii.gz").write_bytes(
-        label_bytes(found.with_array(known.encode(found.array[0])), study.images["t1"].path)
+        map_bytes(found.with_array(known.encode(found.array[0])), study.images["t1"].path)
     )
     again = replace(study, label=ImageFile(tmp_path / "again.nii.gz"))
     np.testing.assert_array_equal(again.label.read().array, study.label.read().array)

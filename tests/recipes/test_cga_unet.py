@@ -3,7 +3,7 @@ import pytest
 from gliomap.classes import ALL_CLASSES
 from gliomap.losses import build_loss
 from gliomap.networks import build_network
-from gliomap.recipe import recipe_from_json, recipe_json
+from gliomap.recipe import StepSpec, recipe_from_json, recipe_json
 from gliomap.recipes.cga_unet import PAPER, ROWS
 
 BY_NAME = {recipe.name: recipe for recipe in ROWS}
@@ -33,7 +33,7 @@ def test_the_protocol_is_the_papers():
         0.1,
     )
     assert PAPER.inference.window is None
-    assert PAPER.postprocessing.min_et_voxels == 500
+    assert PAPER.postprocessing == (StepSpec("small_et_to_ncr", {"min_voxels": 500}),)
 
 
 @pytest.mark.parametrize(("name", "update"), TABLE_4.items())

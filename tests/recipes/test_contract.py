@@ -72,7 +72,7 @@ def test_it_trains_on_phantoms_and_its_model_segments_one(name, data, tmp_path):
     study = find_studies(data)[0]
     volume, _ = study.read(recipe.modalities)
     truth, _, _ = study.read_classes()
-    classes = Segmenter(model.recipe, load_engines(model, "cpu"))(volume, truth)
+    classes = Segmenter(model.recipe, load_engines(model, "cpu", "torch"))(volume, truth)
     assert classes.shape == volume.shape
     assert set(np.unique(classes.array)) <= {0, 1, 2, 3}
 

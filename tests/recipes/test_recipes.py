@@ -7,7 +7,7 @@ import torch
 from gliomap.errors import InputError, UsageError
 from gliomap.losses import build_loss
 from gliomap.networks import as_slices, build_network
-from gliomap.recipe import cautions, recipe_from_json, recipe_json, with_settings
+from gliomap.recipe import StepSpec, cautions, recipe_from_json, recipe_json, with_settings
 from gliomap.recipes import RECIPES, find_recipe
 
 
@@ -51,7 +51,7 @@ def test_paper_004_is_trained_as_printed():
     assert (training.schedule, training.plateau_factor) == ("plateau", 0.5)
     assert training.patches == 200 * training.validate_every
     assert recipe.inference.overlap == 0.25
-    assert recipe.postprocessing.min_component_voxels == 150
+    assert recipe.postprocessing == (StepSpec("remove_small_components", {"min_voxels": 150}),)
 
 
 def test_recipes_are_found_by_name_or_in_a_file(tmp_path):

@@ -16,12 +16,14 @@ from gliomap import __version__
 from gliomap.cli.compare import compare
 from gliomap.cli.demo import demo
 from gliomap.cli.evaluate import evaluate
+from gliomap.cli.export import export
 from gliomap.cli.models import models
 from gliomap.cli.phantom import phantom
 from gliomap.cli.reproduce import reproduce
 from gliomap.cli.segment import segment
 from gliomap.cli.split import split
 from gliomap.cli.train import train
+from gliomap.cli.tune import tune
 from gliomap.errors import GliomapError, Interrupted
 
 EXIT_CODES = (
@@ -48,7 +50,7 @@ def _command(verb: Callable[..., int | None]) -> Callable[..., None]:
     return wrapped
 
 
-for _verb in (demo, segment, train, evaluate, compare, reproduce, models, split, phantom):
+for _verb in (demo, segment, train, tune, evaluate, compare, reproduce, models, export, split, phantom):
     app.command()(_command(_verb))
 
 

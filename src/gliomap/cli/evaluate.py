@@ -32,6 +32,9 @@ def evaluate(
     labels: Labels = None,
     truth_labels: Annotated[str | None, typer.Option(help="The same for the truth's label values.")] = None,
     jobs: Jobs = None,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Work on the machines of a Ray cluster; auto is the one here.")
+    ] = None,
     device: Device = "auto",
     quiet: Quiet = False,
     json: Json = False,
@@ -48,7 +51,7 @@ def evaluate(
 
     options = EvaluateOptions(
         predictions, truth, output, protocol, names(metrics), names(regions), name, match, match_truth, (), slices, labels,
-        truth_labels, jobs, device, quiet or json,
+        truth_labels, jobs, device, quiet or json, ray,
     )  # fmt: skip
     result = run(options)
     if json:

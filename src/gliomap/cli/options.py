@@ -16,7 +16,7 @@ Metrics = Annotated[str | None, typer.Option(help="Which metrics, such as dice,h
 Regions = Annotated[str, typer.Option(help="Which regions or classes, of ET, TC, WT, NCR, ED, RC.")]
 Jobs = Annotated[int | None, typer.Option(help="How many processes; as many as cores, if not given.", min=1)]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Engine = Annotated[str, typer.Option(help="What runs the network: auto or torch.")]
+Engine = Annotated[str, typer.Option(help="What runs the network: auto, openvino or torch.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and no text.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

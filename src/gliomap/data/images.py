@@ -86,13 +86,13 @@ def read_grid(path: Path) -> Volume:
     return Volume(np.broadcast_to(np.uint8(0), (1, *shape)), affine)
 
 
-def label_bytes(labels: Volume, like: Path) -> bytes:
-    """A label map (1, D, H, W) as the bytes of a ``.nii.gz`` on the grid of the file ``like``.
+def map_bytes(values: Volume, like: Path) -> bytes:
+    """A map (1, D, H, W) of labels or numbers as the bytes of a ``.nii.gz`` on the grid of the file ``like``; 0 beyond it.
 
-    ``labels`` may be any crop, flip or axis order of that grid. Shape, affine, form codes, zooms and units are the
-    input's. The same labels give the same bytes.
+    ``values`` may be any crop, flip or axis order of that grid. Shape, affine, form codes, zooms and units are the
+    input's. The same map gives the same bytes.
     """
-    placed = labels.placed_on(read_grid(like))
+    placed = values.placed_on(read_grid(like))
     header = nib.Nifti1Header()
     if like.name.lower().endswith(".mha"):
         _set_geometry(header, placed.affine)

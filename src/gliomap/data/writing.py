@@ -47,7 +47,7 @@ def study_files(layout: str, study: str, images: Volume, classes: Volume, descri
         for channel, m in enumerate(MODALITIES)
     }
     name = next(n for n, table in CONVENTIONS.items() if table == convention)
-    files[f"{folder}{label}.nii.gz"] = _label_bytes(classes, name, description)
+    files[f"{folder}{label}.nii.gz"] = _map_bytes(classes, name, description)
     return files
 
 
@@ -78,7 +78,7 @@ def as_lps(volume: Volume) -> Volume:
     return Volume(np.ascontiguousarray(volume.array[:, :, ::-1, ::-1]), affine)
 
 
-def _label_bytes(classes: Volume, convention: str, description: str) -> bytes:
+def _map_bytes(classes: Volume, convention: str, description: str) -> bytes:
     labels = named_convention(convention, "the layout").encode(classes.array[0])
     return volume_bytes(classes.with_array(labels), description)
 
@@ -87,5 +87,5 @@ def _msd_files(study: str, images: Volume, classes: Volume, description: str) ->
     stacked = np.stack([images.array[MODALITIES.index(m)] for m in _MSD_ORDER])
     return {
         f"imagesTr/{study}.nii.gz": volume_bytes(images.with_array(stacked), description),
-        f"labelsTr/{study}.nii.gz": _label_bytes(classes, "msd", description),
+        f"labelsTr/{study}.nii.gz": _map_bytes(classes, "msd", description),
     }

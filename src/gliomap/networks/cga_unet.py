@@ -106,12 +106,12 @@ class SupervisedAttention(nn.Module):
         masks = masks.flatten(2)  # (B, 4, N)
         # Shares first: in half precision the sum of the features could overflow before it is divided.
         shares = masks / (masks.sum(2, keepdim=True) + _EPSILON)
-        prototypes = shares @ x.flatten(2).mT  # (B, 4, C)
+        prototypes = shares @ x.flatten(2).transpose(-2, -1)  # (B, 4, C)
         if self.update == "none":
             return x, class_maps, prototypes
         first = CLASSES.index(self.update) if self.update in CLASSES else 0
         which = slice(first, first + 1) if self.update in CLASSES else slice(None)
-        return x + (prototypes[:, which].mT @ masks[:, which]).reshape(x.shape), class_maps, prototypes
+        return x + (prototypes[:, which].transpose(-2, -1) @ masks[:, which]).reshape(x.shape), class_maps, prototypes
 
 
 class _Attended(NamedTuple):

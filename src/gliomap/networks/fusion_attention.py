@@ -57,11 +57,11 @@ class _TokenAttention(GlobalFusionAttention):
 
     def tokens(self, x: Tensor) -> Tensor:
         """A volume (B, f, D, H, W) as groups of tokens (B, groups, tokens, f): here one group of all voxels."""
-        return x.flatten(2).mT.unsqueeze(1)
+        return x.flatten(2).transpose(-2, -1).unsqueeze(1)
 
     def volume(self, tokens: Tensor, size: torch.Size) -> Tensor:
         """The way back from ``tokens``, for a volume of that size (D, H, W)."""
-        return tokens.squeeze(1).mT.unflatten(2, size)
+        return tokens.squeeze(1).transpose(-2, -1).unflatten(2, size)
 
     def pool(self, x: Tensor) -> Tensor:
         """What of a volume serves as keys and values: here all of it."""
@@ -78,7 +78,7 @@ class _TokenAttention(GlobalFusionAttention):
         at_once = max(_SCORES_AT_ONCE // k.shape[:3].numel(), 1)
         total = k.new_zeros(k.shape[:3])
         for part in q.split(at_once, 2):
-            total += torch.softmax(part @ k.mT / math.sqrt(k.shape[3]), 3).sum(2)
+            total += torch.softmax(part @ k.transpose(-2, -1) / math.sqrt(k.shape[3]), 3).sum(2)
         return _relative(self.volume(total.unsqueeze(3), key.shape[2:]))
 
 
@@ -156,7 +156,7 @@ class ChannelAttention(GlobalFusionAttention):
     def _weights(query: Tensor, key: Tensor) -> Tensor:
         q, k = query.flatten(2), key.flatten(2)
         scale = q.shape[2] ** -0.5  # on both, since in half precision their sum over all voxels would overflow
-        return torch.softmax((q * scale) @ (k * scale).mT, 2)  # (B, f, f)
+        return torch.softmax((q * scale) @ (k * scale).transpose(-2, -1), 2)  # (B, f, f)
 
 
 class LinearAttention(GlobalFusionAttention):
@@ -164,12 +164,12 @@ class LinearAttention(GlobalFusionAttention):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         q, k = torch.softmax(query.flatten(2), 1), torch.softmax(key.flatten(2), 2)
-        context = value.flatten(2) @ k.mT  # (B, f, f)
+        context = value.flatten(2) @ k.transpose(-2, -1)  # (B, f, f)
         return (context @ q).unflatten(2, value.shape[2:])
 
     def key_weights(self, query: Tensor, key: Tensor) -> Tensor:
         q, k = torch.softmax(query.flatten(2), 1), torch.softmax(key.flatten(2), 2)
-        total = q.sum(2, keepdim=True).mT @ k  # (B, 1, voxels)
+        total = q.sum(2, keepdim=True).transpose(-2, -1) @ k  # (B, 1, voxels)
         return _relative(total.unflatten(2, key.shape[2:]))
 
 

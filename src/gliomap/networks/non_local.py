@@ -29,7 +29,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         query, key, value = (part(x).flatten(2) for part in (self.query, self.key, self.value))  # (B, C, N)
-        weights = torch.softmax(key.mT @ query, 1)  # (B, N keys, N queries)
+        weights = torch.softmax(key.transpose(-2, -1) @ query, 1)  # (B, N keys, N queries)
         return x + (value @ weights).reshape(x.shape), _received(weights, x)
 
 
@@ -55,7 +55,7 @@ class ContextPrior(nn.Module):
         filters = self.filters
         if filters.shape[2:] != size:
             filters = F.interpolate(filters, size=size, mode="trilinear", align_corners=False)
-        weights = torch.sigmoid(filters.flatten(2).mT @ x.flatten(2))  # (B, N related voxels, N voxels)
+        weights = torch.sigmoid(filters.flatten(2).transpose(-2, -1) @ x.flatten(2))  # (B, N related voxels, N voxels)
         context = self.value(x).flatten(2) @ weights / size.numel()  # (B, C, N)
         return x + self.output(context.reshape(x.shape)), _received(weights, x)
 

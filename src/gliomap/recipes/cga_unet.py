@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from gliomap.recipe import Augmentation, Inference, LossSpec, NetworkSpec, Postprocessing, Recipe, Training
+from gliomap.recipe import Augmentation, Inference, LossSpec, NetworkSpec, Recipe, StepSpec, Training
 
 PATCHES_PER_EPOCH = 268
 """One patch per study and epoch, of the four fifths of 335 studies that each fold of the ablation trains on.
@@ -36,7 +36,7 @@ PAPER = Recipe(
         loss=_INTER,
     ),
     inference=Inference(window=None),
-    postprocessing=Postprocessing(min_et_voxels=500),
+    postprocessing=(StepSpec("small_et_to_ncr", {"min_voxels": 500}),),
 )
 
 

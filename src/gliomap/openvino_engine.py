@@ -1,0 +1,102 @@
+"""Networks run by OpenVINO on a CPU, from what `gliomap.conversion` made of them. No torch in here."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from gliomap.data.cache import Entry
+from gliomap.errors import InputError, import_extra
+from gliomap.machine import cores
+from gliomap.recipe import Size
+from gliomap.segmenter import Engine
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+SLICES_PER_BATCH = 8
+"""Slices of a volume that a 2-D network sees at once."""
+
+
+def openvino_engine(converted: Entry) -> Engine:
+    """The engine of a converted network, in float32.
+
+    ``converted`` holds the arrays ``xml`` and ``bin`` of OpenVINO's format and, in ``about``, ``spatial_dims`` and the
+    numbers of an `Engine`. A size that is no multiple of the divisors is an InputError when the engine runs.
+
+    Raises:
+        UsageError: OpenVINO is not installed.
+    """
+    openvino = import_openvino()
+    core = openvino.Core()
+    weights = openvino.Tensor(np.ascontiguousarray(converted.arrays["bin"]))
+    compiled = core.compile_model(
+        core.read_model(converted.arrays["xml"].tobytes(), weights),
+        "CPU",
+        {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,  # two processes would be pinned to the same core
+        },
+    )
+
+    def run(images: Array) -> Array:
+        return compiled.create_infer_request().infer([np.ascontiguousarray(images)])[
+            0
+        ]  # a request of each thread's own
+
+    about = converted.about
+    divisors = _size(about["divisors"])
+    only_size = None if about["only_size"] is None else _size(about["only_size"])
+    run_volumes = run if about["spatial_dims"] == 3 else in_slices(run)
+    return Engine(_checked(run_volumes, divisors, only_size), divisors, about["bytes_per_voxel"], only_size, "openvino")
+
+
+def in_slices(run: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """What runs a 2-D network, (N, C, H, W) to (N, K, H, W), for volumes: (B, C, D, H, W) to (B, K, D, H, W)."""
+
+    def run_volumes(images: Array) -> Array:
+        slices = np.moveaxis(images, 2, 1).reshape(-1, images.shape[1], *images.shape[3:])
+        firsts = range(0, len(slices), SLICES_PER_BATCH)
+        logits = np.concatenate([run(slices[first : first + SLICES_PER_BATCH]) for first in firsts])
+        return np.moveaxis(logits.reshape(len(images), images.shape[2], *logits.shape[1:]), 1, 2)
+
+    return run_volumes
+
+
+def import_openvino() -> ModuleType:
+    """OpenVINO without its telemetry, which it would import and replaces by nothing where there is none.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType] - None forbids the import
+    return import_extra("openvino", "fast")
+
+
+def threads() -> int:
+    """How many threads compute: OMP_NUM_THREADS, or the cores that this process may use."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return int(told) if told.isdecimal() and int(told) else cores()
+
+
+def _size(numbers: Sequence[int]) -> Size:
+    d, h, w = numbers
+    return d, h, w
+
+
+def _checked(run: Callable[[Array], Array], divisors: Size, only_size: Size | None) -> Callable[[Array], Array]:
+    """OpenVINO computes something for sizes that the network refuses."""
+
+    def run_checked(images: Array) -> Array:
+        size = images.shape[2:]
+        if only_size is not None and size != only_size:
+            raise InputError(f"got images of size {size}; this network was built for {only_size} and takes no other")
+        if any(n % divisor for n, divisor in zip(size, divisors, strict=True)):
+            raise InputError(f"got images of size {size}; every size must be a multiple of {divisors}")
+        return run(images)
+
+    return run_checked

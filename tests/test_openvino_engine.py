@@ -1,0 +1,94 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from models import tiny_model
+
+from gliomap.errors import InputError
+from gliomap.machine import cores
+from gliomap.openvino_engine import SLICES_PER_BATCH, in_slices, openvino_engine, threads
+from gliomap.torch_engine import load_networks, torch_engine
+from gliomap.tracing import convert
+
+RESUNET = tiny_model("attention_resunet")
+
+
+@pytest.fixture(scope="module")
+def resunet():
+    return openvino_engine(convert(RESUNET, "openvino"))
+
+
+def images(shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def expected(model, batch):
+    (network,) = load_networks(model)
+    return torch_engine(network)(batch)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 16, 32, 64), (3, 4, 48, 16, 16)])
+def test_logits_are_torchs_at_any_size_and_batch(resunet, shape):
+    logits = resunet.run(images(shape))
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, expected(RESUNET, images(shape)), atol=1e-4)
+
+
+def test_a_result_is_not_overwritten_by_the_next(resunet):
+    first = resunet.run(images((1, 4, 16, 16, 32)))
+    kept = first.copy()
+    resunet.run(images((1, 4, 16, 16, 32), seed=1))
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_strided_images_are_what_they_look_like(resunet):
+    turned = images((1, 4, 16, 32, 16)).transpose(0, 1, 3, 4, 2)[:, :, ::-1]
+    np.testing.assert_array_equal(resunet.run(turned), resunet.run(np.ascontiguousarray(turned)))
+
+
+def test_a_size_that_torch_would_refuse_is_refused(resunet):
+    assert resunet.divisors == (16, 16, 16)
+    with pytest.raises(InputError, match="multiple of"):
+        resunet.run(images((1, 4, 16, 24, 16)))
+
+
+def test_a_two_dimensional_network_sees_every_axial_slice():
+    model = tiny_model()
+    engine = openvino_engine(convert(model, "openvino"))
+    batch = images((2, 4, 7, 8, 12))
+    assert engine.divisors == (1, 4, 4)
+    np.testing.assert_allclose(engine.run(batch), expected(model, batch), atol=1e-4)
+
+
+def test_slices_come_back_in_their_places_a_few_at_a_time():
+    seen = []
+
+    def run(slices):
+        seen.append(len(slices))
+        return np.concatenate([slices[:, :1], 2 * slices[:, 1:]], 1)
+
+    batch = images((2, 2, 7, 3, 5))
+    np.testing.assert_array_equal(in_slices(run)(batch), np.concatenate([batch[:, :1], 2 * batch[:, 1:]], 1))
+    assert sum(seen) == 14
+    assert max(seen) == SLICES_PER_BATCH
+
+
+def test_threads_are_those_of_openmp_or_every_core(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert threads() == 3
+    for nothing in ("", "0", "many"):
+        monkeypatch.setenv("OMP_NUM_THREADS", nothing)
+        assert threads() == cores()
+
+
+def test_openvino_comes_without_its_telemetry_and_without_torch():
+    code = """
+import sys
+from gliomap.openvino_engine import import_openvino
+import_openvino()
+from openvino.tools.ovc import telemetry_utils
+print(telemetry_utils.tm.__name__, sys.modules["openvino_telemetry"], "torch" in sys.modules)
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.split() == ["openvino.tools.ovc.telemetry_stub", "None", "False"]
