@@ -14,7 +14,7 @@ from gliomap.recipes import RECIPES
 
 
 def tiny_model(name: str = "unet2d", seed: int = 0, **settings: Any) -> Model:
-    """A network of random weights, four modalities in, three regions out."""
+    """A network of random weights, four modalities in, four classes out."""
     spec = NetworkSpec(name, json.loads(json.dumps(TINY[name] | settings)))
     recipe = replace(RECIPES["attention_resunet_small"], network=spec, preprocessing=Preprocessing(), postprocessing=())
     torch.manual_seed(seed)

@@ -226,7 +226,7 @@ def test_a_models_probabilities_are_measured_too(tmp_path: Path) -> None:
     values = {(r.region, r.metric): r.value for r in result.rows}
     model, (study,) = load_model(DEFAULT), find_studies(tmp_path / "data")
     volume, truth = study.read(model.recipe.modalities)[0], study.read_classes()[0]
-    shown = Segmenter(model.recipe, load_engines(model, "cpu", "torch")).with_probabilities(volume)[1]
+    shown = Segmenter(model.recipe, load_engines(model, "cpu")).with_probabilities(volume)[1]
     brain = volume.with_array((volume.array != 0).any(0)).placed_on(shown).array[0]
     for region in ("ET", "TC", "WT"):
         probability = model.recipe.target.region_probability(shown.array, region)

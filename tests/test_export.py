@@ -87,8 +87,8 @@ def test_the_record_says_what_the_images_must_be(model_file, tmp_path):
     assert told["images"]["modalities"] == ["t1", "t1c", "t2", "flair"]
     assert told["images"]["axes"] == ["batch", "modality", "height", "width"]
     assert told["images"]["multiples_of"] == [4, 4]
-    assert told["logits"]["activation"] == "sigmoid"
-    assert told["logits"]["channels"] == [[3], [1, 3], [1, 2, 3]]
+    assert told["logits"]["activation"] == "softmax"
+    assert told["logits"]["channels"] == [[0], [1], [2], [3]]
     assert told["files"] == {file.name: sha256(file) for file in files}
 
 

@@ -78,7 +78,7 @@ def test_a_batch_in_parts_has_the_mean_of_the_gradients_of_the_parts(
     gradients = _steps(monkeypatch)
     network = ("network.name=druwas", 'network.settings={"depth": 2}')  # has no statistics of the batch
     for parts in (1, 2, 4):
-        more = ("training.loss.name=mean_loss", f"training.accumulation={parts}")
+        more = ('training.loss={"name":"mean_loss","settings":{}}', f"training.accumulation={parts}")
         _train(data, tmp_path / str(parts), *network, *more)
     whole, *others = gradients
     for other in others:
@@ -251,7 +251,7 @@ def test_training_begins_with_the_weights_of_a_model_file_also_with_another_acti
 def test_what_a_training_warned_of_is_still_told_after_it_was_resumed(data: Path, tmp_path: Path) -> None:
     first = _train(data, tmp_path / "first")
     settings = ("training.patches=8",)
-    wider = ("network.settings.fusion=false",)  # some weights have no place
+    wider = ("network.settings.fusion=true",)  # some weights have no place
     begun = _train(data, tmp_path / "run", *settings, *wider, begin_with=first.model, max_time_s=1e-6)
     assert any("weights are new" in text for text in begun.warnings)
     resumed = _train(data, tmp_path / "run", *settings, *wider, begin_with=first.model, resume=True)

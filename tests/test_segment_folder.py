@@ -222,11 +222,11 @@ def test_wherever_a_study_fails_the_others_are_done_in_order(
     first, second, third = studies_of(three)
     original = getattr(module, stage)
 
-    def fails_for_the_second(what, *others):
+    def fails_for_the_second(what, *others, **more):
         study = what if isinstance(what, Study) else getattr(what, "read", what).study
         if study.id == second:
             raise ZeroDivisionError(stage)
-        return original(what, *others)
+        return original(what, *others, **more)
 
     monkeypatch.setattr(module, stage, fails_for_the_second)
     result = run(three, tmp_path, model)
@@ -248,13 +248,13 @@ def test_the_next_is_read_and_the_last_written_while_one_is_computed_and_no_more
             read_ahead.set()
         return read_study(study, asked)
 
-    def compute(read, segmenter):
+    def compute(read, segmenter, **more):
         begun["computed"] += 1
         lead.append(begun["read"] - begun["computed"])
         assert read_ahead.wait(20), "the second study is read while the first is computed"
         if begun["computed"] == 2:
             assert written_behind.wait(20), "the first study is written while the second is computed"
-        return segment_study(read, segmenter)
+        return segment_study(read, segmenter, **more)
 
     def write(segmented, asked):
         begun["written"] += 1
@@ -274,11 +274,11 @@ def test_ctrl_c_ends_what_is_computed_and_keeps_what_is_written(
     first, second, _ = studies_of(three)
     begun = threading.Event()
 
-    def compute(read, segmenter):
+    def compute(read, segmenter, **more):
         if read.study.id == second:
             assert begun.wait(20)  # the first is being written
             raise KeyboardInterrupt
-        return segment_study(read, segmenter)
+        return segment_study(read, segmenter, **more)
 
     def write(segmented, asked):
         begun.set()

