@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,7 @@ def _interrupt_after(steps: int):
     def backward(*arguments: object) -> dict[str, float]:
         done.append(1)
         if len(done) == steps:
-            raise KeyboardInterrupt  # in the middle of a step, as Ctrl-C nearly always is
+            signal.raise_signal(signal.SIGINT)  # in the middle of a step, as Ctrl-C nearly always is
         return original(*arguments)  # pyright: ignore[reportArgumentType]
 
     return backward
