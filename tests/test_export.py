@@ -15,7 +15,7 @@ from gliomap.errors import UsageError
 from gliomap.export import ExportOptions, export
 from gliomap.files import sha256
 from gliomap.model_file import load_model, save_ensemble, save_model
-from gliomap.openvino_engine import import_openvino
+from gliomap.openvino_engine import openvino_core
 from gliomap.recipe import recipe_from_json
 from gliomap.torch_engine import load_networks
 from gliomap.tracing import convert
@@ -47,7 +47,7 @@ def expected(model, batch):
 
 
 def run_openvino(path):
-    compiled = import_openvino().Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino_core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return compiled({"images": images()})["logits"]
 
 

@@ -1,3 +1,4 @@
+import pickle
 import subprocess
 import sys
 
@@ -80,6 +81,28 @@ def test_threads_are_those_of_openmp_or_every_core(monkeypatch):
     for nothing in ("", "0", "many"):
         monkeypatch.setenv("OMP_NUM_THREADS", nothing)
         assert threads() == cores()
+
+
+def test_ctrl_c_still_comes_after_engines_that_are_gone(tmp_path):
+    """Each plugin of OpenVINO's swaps the stack that signals run on; in the wrong order, the next signal ends all."""
+    (tmp_path / "converted").write_bytes(pickle.dumps(convert(RESUNET, "openvino")))
+    code = """
+import pickle, signal, sys
+from pathlib import Path
+from gliomap.openvino_engine import openvino_engine
+converted = pickle.loads(Path(sys.argv[1]).read_bytes())
+first, second = openvino_engine(converted), openvino_engine(converted)
+del first
+del second
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    ran = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", code, str(tmp_path / "converted")], capture_output=True, text=True
+    )
+    assert (ran.returncode, ran.stdout) == (0, "interrupted\n"), ran.stderr
 
 
 def test_openvino_comes_without_its_telemetry_and_without_torch():

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -29,8 +30,7 @@ def openvino_engine(converted: Entry) -> Engine:
     Raises:
         UsageError: OpenVINO is not installed.
     """
-    openvino = import_openvino()
-    core = openvino.Core()
+    openvino, core = import_openvino(), openvino_core()
     weights = openvino.Tensor(np.ascontiguousarray(converted.arrays["bin"]))
     compiled = core.compile_model(
         core.read_model(converted.arrays["xml"].tobytes(), weights),
@@ -65,6 +65,16 @@ def in_slices(run: Callable[[Array], Array]) -> Callable[[Array], Array]:
         return np.moveaxis(logits.reshape(len(images), images.shape[2], *logits.shape[1:]), 1, 2)
 
     return run_volumes
+
+
+@cache
+def openvino_core() -> Any:
+    """The one core of this process, which holds the plugin of the CPU until the process ends.
+
+    Each plugin gives the thread that loads it a stack for signals, and takes it back when it goes. Where two go in the
+    order in which they came, the thread is left with a stack that was freed, and Ctrl-C is a segmentation fault.
+    """
+    return import_openvino().Core()
 
 
 def import_openvino() -> ModuleType:
