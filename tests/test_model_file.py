@@ -14,9 +14,11 @@ from gliomap.model_file import (
     content_hash,
     default_model,
     load_model,
+    save_changed,
     save_ensemble,
     save_model,
 )
+from gliomap.recipe import Coarse
 from gliomap.recipes import RECIPES
 
 RECIPE = RECIPES["attention_resunet"]
@@ -335,3 +337,70 @@ def test_default_model_loads_where_it_ships():
         assert loaded.name == f"{loaded.recipe.name}-{loaded.content_sha256[:8]}"
         (weights_of_it,) = loaded.members
         assert weights_of_it.keys() == loaded.weights.keys()
+
+
+CASCADE = replace(RECIPE, name="cascade", coarse=Coarse(RECIPE, 5.0))
+
+
+@pytest.fixture(name="cascade")
+def _cascade(tmp_path):
+    first = member(tmp_path, "first", factor=3.0)
+    path = tmp_path / "cascade.safetensors"
+    save_model(path, CASCADE, weights(), {"seed": 1}, first)
+    return path
+
+
+def test_a_cascade_gives_back_both_networks(cascade):
+    loaded = load_model(cascade)
+    assert (loaded.name, loaded.recipe) == (f"cascade-{loaded.content_sha256[:8]}", CASCADE)
+    assert loaded.coarse is not None
+    assert loaded.coarse.recipe == RECIPE
+    for one, factor in ((loaded, 1.0), (loaded.coarse, 3.0)):
+        (own,) = one.members
+        assert own.keys() == weights().keys()
+        np.testing.assert_array_equal(own["encoder.weight"], weights()["encoder.weight"] * np.float32(factor))
+
+
+def test_a_cascade_is_told_from_what_it_is_not(cascade):
+    header, data = split(cascade.read_bytes())
+    metadata = header["__metadata__"]
+    assert metadata["kind"] == "cascade"
+    members = json.loads(metadata["members"])
+    assert [(told["prefix"], told["role"]) for told in members] == [("0.", "network"), ("coarse.0.", "coarse")]
+    flipped = bytearray(data)
+    flipped[-1] ^= 1
+    cascade.write_bytes(joined(header, bytes(flipped)))
+    assert_refused(cascade, "not the ones it was saved with")
+    other = json.loads(metadata["members"])
+    other[1]["recipe"]["training"]["patches"] += 1
+    orphan = json.loads(metadata["members"])
+    orphan[0]["role"] = "coarse"
+    for changed in (other, orphan, members[:1], members[1:]):
+        cascade.write_bytes(joined({**header, "__metadata__": metadata | {"members": json.dumps(changed)}}, data))
+        assert_refused(cascade, "cannot be read")
+    cascade.write_bytes(joined({**header, "__metadata__": metadata | {"kind": "single"}}, data))
+    assert_refused(cascade, "make no single")
+
+
+def test_cascades_together_look_where_their_first_networks_together_find_tumour(tmp_path):
+    for number in range(2):
+        first = member(tmp_path, f"first{number}", factor=3.0 + number)
+        scaled = {key: (array * (1 + number)).astype(array.dtype) for key, array in weights().items()}
+        save_model(tmp_path / f"{number}.safetensors", CASCADE, scaled, {}, first)
+    save_ensemble(tmp_path / "both.safetensors", [load_model(tmp_path / f"{n}.safetensors") for n in range(2)])
+    loaded = load_model(tmp_path / "both.safetensors")
+    assert loaded.coarse is not None
+    for one, factors in ((loaded, (1, 2)), (loaded.coarse, (3, 4))):
+        assert [own["encoder.weight"].ravel()[1] for own in one.members] == [
+            pytest.approx(weights()["encoder.weight"].ravel()[1] * factor) for factor in factors
+        ]
+    save_changed(tmp_path / "again.safetensors", loaded, replace(CASCADE, name="again"), {"seed": 5})
+    again = load_model(tmp_path / "again.safetensors")
+    assert (again.content_sha256, again.card, again.recipe.name) == (loaded.content_sha256, {"seed": 5}, "again")
+
+
+def test_a_file_never_says_of_another_that_it_finds_the_tumour(tmp_path):
+    first = member(tmp_path, "first")
+    for recipe, coarse in ((RECIPE, first), (CASCADE, None)):
+        with pytest.raises(ValueError, match="finds the tumour"):
+            save_model(tmp_path / "wrong.safetensors", recipe, weights(), {}, coarse)

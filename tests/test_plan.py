@@ -6,7 +6,7 @@ import torch
 from gliomap.classes import Target
 from gliomap.errors import UsageError
 from gliomap.plan import _remarks, check, check_memory, keep_heap_if_roomy, plan
-from gliomap.recipe import LossSpec, NetworkSpec, Start, with_settings
+from gliomap.recipe import Coarse, LossSpec, NetworkSpec, Start, with_settings
 from gliomap.recipes import RECIPES
 
 SMALL = with_settings(
@@ -135,3 +135,18 @@ def test_a_target_without_a_region_and_two_recipes_of_one_name_are_refused():
     with pytest.raises(UsageError, match="two different recipes are called"):
         check(replace(SMALL, name="last", starts_from=(Start(SMALL), Start(other))))
     check(replace(SMALL, name="last", starts_from=(Start(SMALL), Start(SMALL))))
+    with pytest.raises(UsageError, match="two different recipes are called"):
+        check(replace(SMALL, name="last", starts_from=(Start(SMALL),), coarse=Coarse(other)))
+
+
+def test_what_finds_the_tumour_is_checked_and_planned_too():
+    first = replace(SMALL, name="first")
+    last = replace(SMALL, coarse=Coarse(first))
+    check(last)
+    assert [stage.recipe for stage in plan(last, "cpu")] == ["first", SMALL.name]
+    for other, match in (
+        (replace(first, modalities=SMALL.modalities[::-1]), "has other modalities"),
+        (replace(first, training=replace(SMALL.training, loss=LossSpec("nothing"))), "no loss is called"),
+    ):
+        with pytest.raises(UsageError, match=match):
+            check(replace(SMALL, coarse=Coarse(other)))

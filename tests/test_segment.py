@@ -123,6 +123,21 @@ def test_what_segment_wrote_is_never_taken_for_the_truth(tmp_path: Path) -> None
     assert [s.label for s in find_studies(tmp_path / "data")] == [None]
 
 
+def test_what_a_killed_run_left_is_never_taken_for_the_truth(tmp_path: Path) -> None:
+    studies = _phantom(tmp_path / "data", studies=2)
+    for study in studies:
+        (tmp_path / "data" / study / f"{study}_seg.nii.gz").unlink()
+    out = tmp_path / "data" / "out"
+    _segment(tmp_path / "data", out, uncertainty=True)
+    whole = find_studies(tmp_path / "data", outputs=True)
+    (out / "run.json").unlink()  # written last
+    assert [(s.id, s.label) for s in find_studies(tmp_path / "data")] == [(study, None) for study in sorted(studies)]
+    assert find_studies(tmp_path / "data", outputs=True) == whole
+    assert [s.label.path for s in whole if s.label] == [
+        out / study / "segmentation.nii.gz" for study in sorted(studies)
+    ]
+
+
 def test_a_folder_in_which_every_study_fails_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     for study in _phantom(tmp_path / "data", studies=2):
         (tmp_path / "data" / study / f"{study}_t1.nii.gz").unlink()

@@ -7,27 +7,25 @@ import numpy as np
 import pytest
 import torch
 from monai.inferers import sliding_window_inference
+from scipy import ndimage
 
 from gliomap.classes import ED, ET, NCR, NESTED_REGIONS, Target
 from gliomap.errors import InputError, UsageError
 from gliomap.metrics import dice
-from gliomap.recipe import ALL_FLIPS, Inference, Preprocessing, StepSpec, View
+from gliomap.preprocess import brain_box
+from gliomap.recipe import ALL_FLIPS, Coarse, Inference, Preprocessing, StepSpec, View
 from gliomap.recipes import RECIPES
 from gliomap.segmenter import (
     Engine,
     Segmenter,
     activate,
-    centre_slices,
-    gaussian_weight,
-    pad_to,
-    pad_to_multiple,
     relative_entropy,
     turn,
     turn_back,
-    window_starts,
     with_preset,
 )
 from gliomap.volume import Volume
+from gliomap.windows import centre_slices, gaussian_weight, pad_to, padded_size, window_starts
 
 segmenter_module = importlib.import_module("gliomap.segmenter")
 
@@ -143,7 +141,7 @@ def test_one_pass_sees_padded_images_and_its_padding_is_removed():
 
 def test_padding_is_zero_and_central():
     images = np.ones((1, 3, 4, 5))
-    padded = pad_to_multiple(images, (4, 4, 4))
+    padded = pad_to(images, padded_size(images.shape[1:], (4, 4, 4)))
     assert padded.shape == (1, 4, 4, 8)
     assert padded.sum() == 60
     np.testing.assert_array_equal(padded[(slice(None), *centre_slices(padded.shape[1:], (3, 4, 5)))], images)
@@ -417,10 +415,37 @@ def hungry(bytes_per_voxel, divisors=(8, 8, 8), only_size=None):
     ],
 )
 def test_windows_are_as_large_as_the_memory_allows(free, recipes, expected, monkeypatch):
-    images = np.ones((2, 30, 60, 64), np.float32)
     monkeypatch.setattr(Segmenter, "_free_bytes", lambda *_: free)
     segmenter = Segmenter(replace(RECIPE, inference=Inference(recipes)), (hungry(1000.0),))
-    assert segmenter.window(images, *segmenter.engines) == expected
+    assert segmenter.window((30, 60, 64), *segmenter.engines) == expected
+
+
+@pytest.mark.parametrize(
+    ("inference", "engines", "expected"),
+    [
+        (Inference(), [1e-6], "one pass of 32 x 64 x 64 voxels, about 0.13 s"),
+        (Inference(views=ALL_FLIPS), [1e-6, 3e-6], "one pass of 32 x 64 x 64 voxels, 2 networks, 8 views, about 4.2 s"),
+        (Inference((16, 32, 32)), [1e-6], "27 windows of 16 x 32 x 32, about 0.44 s"),
+        (Inference((16, 32, 32), overlap=0.0), [0.0], "8 windows of 16 x 32 x 32"),
+        (Inference(), [1e-6, 0.0], "one pass of 32 x 64 x 64 voxels, 2 networks"),  # whose time is not known
+    ],
+)
+def test_a_plan_counts_windows_views_and_networks(inference, engines, expected):
+    each = tuple(Engine(threshold_engine, (8, 8, 8), seconds_per_voxel=time_s) for time_s in engines)
+    assert Segmenter(replace(RECIPE, inference=inference), each).plan((30, 60, 64)) == expected
+
+
+def test_what_is_said_before_a_network_runs_is_its_plan():
+    volume, _, _ = brain_with_tumour()
+    told = []
+
+    def engine(images):
+        told.append("ran")
+        return threshold_engine(images)
+
+    cascade(*looking(), engine, engine).segmentation(volume, say=told.append)
+    first, _, second, _ = told
+    assert (first[:8], second[:8], told[1::2]) == ("one pass", "one pass", ["ran", "ran"])
 
 
 def test_a_study_that_does_not_fit_into_the_memory_is_refused_with_what_is_missing():
@@ -431,20 +456,17 @@ def test_a_study_that_does_not_fit_into_the_memory_is_refused_with_what_is_missi
 
 
 def test_the_memory_that_is_free_is_what_the_process_does_not_use_yet(monkeypatch):
-    images = np.ones((2, 16, 16, 16), np.float32)
+    size = (16, 16, 16)
     monkeypatch.setattr(segmenter_module, "memory_bytes", lambda: 300_000)
     monkeypatch.setattr(segmenter_module, "available_memory_bytes", lambda: 1_000_000)
     kept = 4 * 4 * 16**3 * 4
-    assert Segmenter(RECIPE, (), 700_000)._free_bytes(images) == 400_000 - kept
-    assert (
-        Segmenter(RECIPE, (), 10**9)._free_bytes(images) == Segmenter(RECIPE, ())._free_bytes(images) == 800_000 - kept
-    )
+    assert Segmenter(RECIPE, (), 700_000)._free_bytes(size) == 400_000 - kept
+    assert Segmenter(RECIPE, (), 10**9)._free_bytes(size) == Segmenter(RECIPE, ())._free_bytes(size) == 800_000 - kept
 
 
 def test_a_network_of_one_size_always_gets_it():
-    images = np.ones((2, 30, 60, 64), np.float32)
     engine = hungry(1.0, only_size=(32, 32, 32))
-    assert Segmenter(RECIPE, (engine,)).window(images, engine) == (32, 32, 32)
+    assert Segmenter(RECIPE, (engine,)).window((30, 60, 64), engine) == (32, 32, 32)
 
 
 def test_a_class_map_alone_is_that_of_the_probabilities():
@@ -502,3 +524,78 @@ def test_entropy_is_one_where_nothing_is_known_and_nought_where_all_is(kind):
     certain = np.array([0, 1, 0, 0], np.float32).reshape(4, 1, 1, 1)
     assert relative_entropy(even, target) == pytest.approx(1)
     assert relative_entropy(certain, target) == 0
+
+
+def looking(spacing_mm=None, margin_mm=4.0, **changes):
+    """A recipe whose network looks where another that works at 2 mm finds tumour."""
+    first = replace(RECIPE, name="first", preprocessing=Preprocessing(spacing_mm=2.0))
+    own = replace(RECIPE, preprocessing=Preprocessing(spacing_mm=spacing_mm), **changes)
+    return replace(own, coarse=Coarse(first, margin_mm)), first
+
+
+def cascade(recipe, first, fine, coarse=threshold_engine, divisors=(1, 1, 1)):
+    return Segmenter(recipe, (Engine(fine, divisors),), coarse=Segmenter(first, (Engine(coarse, (1, 1, 1)),)))
+
+
+@pytest.mark.parametrize("spacing_mm", [None, 1.5])
+def test_a_network_after_another_sees_the_box_about_its_tumour_and_no_more(spacing_mm):
+    volume, tumour, brain = brain_with_tumour()
+    found = cascade(*looking(spacing_mm), everything_engine)(volume).array[0]
+    d, h, w = np.nonzero(tumour)
+    box = np.zeros(SHAPE, bool)
+    box[d.min() - 4 : d.max() + 5, h.min() - 4 : h.max() + 5, w.min() - 4 : w.max() + 5] = True
+    assert not found[~brain].any()
+    inside = np.zeros(SHAPE, bool)
+    inside[found > 0] = True
+    assert inside[tumour].all()
+    assert not inside[~ndimage.binary_dilation(box, iterations=3)].any()  # what a voxel of 2 mm adds
+    assert (found == ET)[ndimage.binary_erosion(box, iterations=3) & brain].all()
+
+
+def test_the_box_is_what_the_network_can_take_and_normalised_as_the_whole_brain_is():
+    volume, _, _ = brain_with_tumour()
+    seen = []
+
+    def engine(images):
+        seen.append(images)
+        return threshold_engine(images)
+
+    recipe, first = looking(margin_mm=1.0)
+    whole = Segmenter(replace(recipe, coarse=None), (Engine(engine, (4, 4, 4)),))(volume)
+    np.testing.assert_array_equal(cascade(recipe, first, engine, divisors=(4, 4, 4))(volume).array, whole.array)
+    everything, part = (images[0] for images in seen)
+    assert all(n % 4 == 0 for n in part.shape[1:])
+    assert (np.array(part.shape[1:]) < everything.shape[1:]).all()
+    wanted = part[:, part.shape[1] // 2, part.shape[2] // 2]
+    rows = np.lib.stride_tricks.sliding_window_view(everything, part.shape[3], axis=3)
+    assert (rows == wanted[:, None, None, None]).all((0, 4)).any()  # cut out, not padded or normalised anew
+
+
+def test_where_no_tumour_is_found_first_the_whole_study_is_looked_at():
+    volume, tumour, _ = brain_with_tumour()
+
+    def nothing(images):
+        return np.broadcast_to(np.array([20, 0, 0, 0], np.float32)[:, None, None, None], (1, 4, *images.shape[2:]))
+
+    found = cascade(*looking(), threshold_engine, nothing)(volume)
+    np.testing.assert_array_equal(found.array[0] == ED, tumour)
+
+
+@pytest.mark.parametrize("target", [RECIPE.target, NESTED_REGIONS])
+def test_outside_the_box_all_is_background_and_nothing_is_in_doubt(target):
+    volume, tumour, _ = brain_with_tumour()
+    recipe, first = looking(target=target, margin_mm=2.0)
+
+    def unsure(images):
+        return np.zeros((len(images), len(target.channels), *images.shape[2:]), np.float32)
+
+    segmenter = cascade(recipe, first, unsure)
+    _, probabilities = segmenter.with_probabilities(volume)
+    far = ~ndimage.binary_dilation(tumour, np.ones((3, 3, 3)), iterations=7)
+    shown = far[brain_box(volume).slices]
+    expected = np.zeros(len(target.channels)) if target is NESTED_REGIONS else np.array([1.0, 0, 0, 0])
+    np.testing.assert_array_equal(probabilities.array[:, shown], np.tile(expected[:, None], shown.sum()))
+    doubt = segmenter.segmentation(volume, uncertainty=True).uncertainty
+    assert doubt is not None
+    assert not doubt.entropy.array[0][shown].any()
+    assert doubt.entropy.array.max() == pytest.approx(1)

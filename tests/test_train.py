@@ -16,10 +16,13 @@ from gliomap import loop, training_state
 from gliomap.classes import WHOLE_TUMOUR
 from gliomap.data.datasets import find_studies
 from gliomap.errors import InputError, Interrupted, UsageError
+from gliomap.export import ExportOptions, export
 from gliomap.model_file import load_model
 from gliomap.phantom import PhantomOptions, phantom
-from gliomap.recipe import LossSpec, Preprocessing, Recipe, Start, recipe_from_json, recipe_json, with_settings
+from gliomap.recipe import Coarse, LossSpec, Preprocessing, Recipe, Start, recipe_from_json, recipe_json, with_settings
 from gliomap.recipes import RECIPES
+from gliomap.segment import SegmentOptions, segment
+from gliomap.segmenter import Segmenter
 from gliomap.starts import finished_training
 from gliomap.train import TrainOptions, train
 
@@ -401,7 +404,6 @@ def test_a_two_dimensional_network_trains_on_slices_and_segments_volumes(data: P
 
 def test_a_reproduction_that_nobody_should_do_is_flagged_wherever_it_is_used(data: Path, tmp_path: Path) -> None:
     from gliomap.evaluate import EvaluateOptions, evaluate  # noqa: PLC0415
-    from gliomap.segment import SegmentOptions, segment  # noqa: PLC0415
 
     told = _variant(tmp_path, preprocessing=Preprocessing(crop="truth_centre", crop_size=(16, 32, 32)))
     result = _train(told, data, tmp_path / "run")
@@ -423,7 +425,6 @@ def test_a_reproduction_that_nobody_should_do_is_flagged_wherever_it_is_used(dat
 
 def test_a_model_of_the_whole_tumour_is_scored_by_it_alone(data: Path, tmp_path: Path) -> None:
     from gliomap.evaluate import EvaluateOptions, evaluate  # noqa: PLC0415
-    from gliomap.segment import SegmentOptions, segment  # noqa: PLC0415
 
     loss = LossSpec("binary_cross_entropy_dice")
     base = with_settings(RECIPES["attention_resunet_small"], SETTINGS)
@@ -570,7 +571,6 @@ def test_a_resumed_training_keeps_its_log_its_time_and_what_it_began_with(data: 
 
 def test_label_maps_of_a_whole_tumour_model_are_scored_by_it_alone(data: Path, tmp_path: Path) -> None:
     from gliomap.evaluate import EvaluateOptions, evaluate  # noqa: PLC0415
-    from gliomap.segment import SegmentOptions, segment  # noqa: PLC0415
 
     base = with_settings(RECIPES["attention_resunet_small"], SETTINGS)
     training = replace(base.training, loss=LossSpec("binary_cross_entropy_dice"))
@@ -598,3 +598,40 @@ def test_the_time_is_divided_among_the_trainings_that_have_to_run(
     assert limits[0] == pytest.approx(1000, rel=0.01)
     assert limits[1] == pytest.approx(1500, rel=0.02)  # half of what the first left
     assert limits[2] == pytest.approx(3000, rel=0.02)
+
+
+def test_what_finds_the_tumour_is_trained_first_and_goes_into_the_model(data: Path, tmp_path: Path) -> None:
+    first = replace(with_settings(RECIPES["attention_resunet_small"], SETTINGS), name="first")
+    recipe = _variant(tmp_path, name="second", coarse=Coarse(first, 2.0))
+    limited = _train(recipe, data, tmp_path / "run", max_time_s=1e-6)
+    assert limited.ended == "time limit reached"
+    shutil.rmtree(tmp_path / "run" / "starts_from")  # it has its own copy
+    result = _train(recipe, data, tmp_path / "run", resume=True)
+    assert (result.patches, result.ended) == (12, "budget reached")
+    model = load_model(result.model)
+    assert model.coarse is not None
+    assert model.coarse.recipe == first
+    copied = load_model(tmp_path / "run" / "coarse.safetensors")
+    assert model.card["coarse"] == copied.name
+    assert _same(model.coarse.members[0], copied.weights)
+    found = segment(SegmentOptions(data, tmp_path / "out", model=result.model, engine="torch", quiet=True))
+    assert len(found.done) == 4
+    with pytest.raises(UsageError, match="is a cascade"):
+        export(ExportOptions(result.model, tmp_path / "net.onnx", "onnx"))
+
+
+def test_what_finds_the_tumour_decides_the_validation(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = replace(with_settings(RECIPES["attention_resunet_small"], SETTINGS), name="first")
+    recipe = _variant(tmp_path, name="second", coarse=Coarse(first, 0.0))
+    seen: list[str] = []
+    original = Segmenter.segmentation
+
+    def noted(self: Segmenter, *arguments: Any, **keywords: Any) -> Any:
+        seen.append(self.recipe.name)
+        return original(self, *arguments, **keywords)
+
+    monkeypatch.setattr(Segmenter, "segmentation", noted)
+    _train(recipe, data, tmp_path / "run")
+    assert seen == ["first"] * 2 + ["second", "first"] * 2

@@ -214,9 +214,7 @@ def test_an_ensemble_stays_one(folder, tmp_path):
     tune(options)
     before, after = load_model(options.model), load_model(options.output)
     assert (after.content_sha256, after.prefixes) == (before.content_sha256, before.prefixes)
-    told = after.card.pop("members")
-    assert [one.pop("tuning") != [] for one in told] == [True, True]
-    assert told == before.card.pop("members")
+    assert after.card.pop("tuning") != []
     assert after.card == before.card | {"validation_studies": [study_id(n) for n in range(5)]}
     assert after.recipe.postprocessing == (StepSpec("fill_holes"), et_under(0.15))
 
@@ -306,14 +304,15 @@ def test_a_model_is_run_once_for_each_study_and_does_with_the_steps_as_was_promi
     path = tmp_path / "model.safetensors"
     save_model(path, recipe, weights, {"training_studies": [study_id(0)]})
     module = importlib.import_module("gliomap.tune")
-    original, runs = module.load_engines, []
+    original, runs = module.model_segmenter, []
 
     def counted(*arguments):
-        return tuple(
-            replace(e, run=lambda images, e=e: (runs.append(1), e.run(images))[1]) for e in original(*arguments)
-        )
+        segmenter = original(*arguments)
+        (engine,) = segmenter.engines
+        noted = replace(engine, run=lambda images: (runs.append(1), engine.run(images))[1])
+        return replace(segmenter, engines=(noted,))
 
-    monkeypatch.setattr(module, "load_engines", counted)
+    monkeypatch.setattr(module, "model_segmenter", counted)
     options = TuneOptions(
         path, tmp_path / "data", tmp_path / "tuned.safetensors", device="cpu", engine="torch", quiet=True
     )

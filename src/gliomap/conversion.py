@@ -23,8 +23,8 @@ RESULT = "converted"
 def convert_apart(model: Model, to: str) -> Entry:
     """The only network of a model in a format of `FORMATS`, and what is known of it, made in a process of its own.
 
-    Arrays are whole files by suffix: ``xml`` and ``bin``, ``onnx`` or ``pt``. ``about`` has ``spatial_dims``, ``divisors``,
-    ``only_size`` and ``bytes_per_voxel`` (see `Engine`), and ``largest_difference``, of the probabilities from torch's.
+    Arrays are whole files by suffix: ``xml`` and ``bin``, ``onnx`` or ``pt``. ``about`` has ``spatial_dims``, what an
+    `Engine` knows of itself, and ``largest_difference``, of the probabilities from torch's.
 
     Raises:
         UsageError: the network cannot be converted, or the result disagrees with torch; the message says why.

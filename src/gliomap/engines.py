@@ -13,7 +13,7 @@ from gliomap.data.cache import Entry, entry_key, find_cache, load, store
 from gliomap.errors import InputError, UsageError
 from gliomap.model_file import Model, content_hash
 from gliomap.openvino_engine import import_openvino, openvino_engine
-from gliomap.segmenter import Engine
+from gliomap.segmenter import Engine, Segmenter
 
 ENGINES = ("auto", "openvino", "torch")
 KERNELS = 3.0
@@ -56,10 +56,19 @@ def load_engines(model: Model, device: str = "auto", name: str = "auto") -> tupl
     )
 
 
+def model_segmenter(
+    model: Model, device: str = "auto", engine: str = "auto", max_memory_bytes: int | None = None
+) -> Segmenter:
+    """What runs a model file as its recipe says; as `load_engines`."""
+    coarse = None if model.coarse is None else model_segmenter(model.coarse, device, engine, max_memory_bytes)
+    return Segmenter(model.recipe, load_engines(model, device, engine), max_memory_bytes, coarse)
+
+
 def members(model: Model) -> Iterator[Model]:
-    """A model of its own for each network of a model file."""
+    """A model of its own for each network of a model file, but for those that only find the tumour for them."""
+    recipe = replace(model.recipe, coarse=None)
     for weights in model.members:
-        yield replace(model, weights=weights, prefixes=("",))
+        yield replace(model, recipe=recipe, weights=weights, prefixes=("",), coarse=None)
 
 
 def _converted(model: Model, *, wanted: bool) -> Entry:

@@ -15,7 +15,7 @@ from gliomap.cluster import kept, on_cluster
 from gliomap.data.datasets import find_studies, parse_labels
 from gliomap.data.predictions import predictions_by_name, predictions_by_pattern, truths_by_pattern
 from gliomap.data.study import Study
-from gliomap.engines import load_engines
+from gliomap.engines import model_segmenter
 from gliomap.errors import InputError, UsageError, reason
 from gliomap.files import json_bytes, read_json, sha256, write_files
 from gliomap.journal import Journal
@@ -225,7 +225,7 @@ def _predictor(
     path = options.predictions
     if _is_model(path):
         model = load_model(path)
-        segmenter = Segmenter(model.recipe, load_engines(model, options.device))
+        segmenter = model_segmenter(model, options.device)
         known = [f"reproduction: {text}" for text in cautions(model.recipe)] + _seen_before(model.card, studies)
         return segmenter, (options.name or model.name,), [Task(study, None) for study in studies], known
     labels = parse_labels(options.labels)
@@ -258,7 +258,7 @@ def _score_elsewhere(shared: tuple[Question, Model | None, str], task: Task) -> 
     if model is None:
         return score(task, question)
     key = (model.content_sha256, recipe_json(model.recipe), device)
-    return score(task, question, kept(key, lambda: Segmenter(model.recipe, load_engines(model, device))))
+    return score(task, question, kept(key, lambda: model_segmenter(model, device)))
 
 
 def _truths_again(tasks: Sequence[Task], models: Iterable[str]) -> list[str]:

@@ -57,6 +57,11 @@ def export(options: ExportOptions) -> ExportResult:
     if path is None:
         raise UsageError("this gliomap ships no model; train one (gliomap train) and give its file")
     model = load_model(path)
+    if model.coarse is not None:
+        raise UsageError(
+            f"{path} is a cascade: what its network is shown depends on what another finds before it. Export a model without "
+            "recipe.coarse"
+        )
     converted: list[Entry] = []
     with progress_bar("converting", len(model.prefixes), quiet=options.quiet) as bar:
         for alone in members(model):

@@ -15,6 +15,7 @@ from gliomap import augment
 from gliomap.classes import region_mask
 from gliomap.data.patches import Batch, batches
 from gliomap.distribution import gathered, mean_of_all, own_share, share_of_batch
+from gliomap.engines import model_segmenter
 from gliomap.errors import InputError
 from gliomap.files import write_file
 from gliomap.machine import peak_memory_mb
@@ -206,7 +207,8 @@ def _end_between_epochs(run: Run, bar: Bar) -> None:
 def validation(run: Run, bar: Bar) -> dict[str, float]:
     """Segment the validation studies as `gliomap segment` would, each in one process; returns the line of the log."""
     engine = Engine(torch_engine(run.kept, run.fabric.device), run.kept.divisors)
-    segmenter = Segmenter(run.recipe, (engine,))
+    coarse = run.coarse and model_segmenter(run.coarse, run.fabric.device.type, "torch")
+    segmenter = Segmenter(run.recipe, (engine,), coarse=coarse)
     if run.fabric.world_size > 1:
         for (
             buffer

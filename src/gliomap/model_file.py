@@ -20,6 +20,7 @@ from gliomap.files import write_file
 from gliomap.recipe import Recipe, recipe_from_json, recipe_json
 
 FORMAT_VERSION = "3"
+KINDS = ("single", "ensemble", "cascade")
 MAX_HEADER_BYTES = 1_000_000
 DEFAULT_MODEL = "default.safetensors"
 
@@ -31,7 +32,8 @@ class Model:
     """A trained network or an ensemble: its recipe, its weights by name, and what is known about it (``card``).
 
     ``name`` is the recipe and the start of the content hash, so that rows of scores tell two trainings apart. Each member of
-    an ensemble has its weights under its prefix; a single network has the empty one.
+    an ensemble has its weights under its prefix; a network alone in its file has the empty one. ``coarse`` is the model that
+    finds the tumour first, where the recipe says so.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Model:
     card: dict[str, Any]
     content_sha256: str
     prefixes: tuple[str, ...] = ("",)
+    coarse: "Model | None" = None
 
     @property
     def members(self) -> list[dict[str, Array]]:
@@ -60,21 +63,28 @@ def content_hash(weights: dict[str, Array]) -> str:
     return digest.hexdigest()
 
 
-def save_model(path: Path, recipe: Recipe, weights: dict[str, Array], card: dict[str, Any]) -> str:
+def save_model(
+    path: Path, recipe: Recipe, weights: dict[str, Array], card: dict[str, Any], coarse: Model | None = None
+) -> str:
     """Write a model file whole or not at all; returns its content hash.
 
     Raises:
         InputError: it cannot be written, or its header would be larger than `load_model` reads.
     """
-    return _save(path, "single", [{"prefix": "", "role": "network", "recipe": recipe}], weights, card)
+    return _save(path, recipe, [weights], card, coarse)
+
+
+def save_changed(path: Path, model: Model, recipe: Recipe, card: dict[str, Any]) -> str:
+    """Write a model with another recipe and card; as `save_model`."""
+    return _save(path, recipe, model.members, card, model.coarse)
 
 
 def save_ensemble(path: Path, models: Sequence[Model]) -> str:
     """Write several trainings of one recipe as a model file whose probabilities are their mean; returns its content hash.
 
-    The recipes may differ in name and source only, so that a study is prepared once. Of the card's studies, those that any
-    member trained on train the ensemble, of the others those that chose the weights of any validate it, and those that
-    neither did for any are its test.
+    So it is with the models that find the tumour for them, if the recipe has such. The recipes may differ in name and source
+    only, so that a study is prepared once. Of the card's studies, those that any member trained on train the ensemble, of
+    the others those that chose the weights of any validate it, and those that neither did for any are its test.
 
     Raises:
         UsageError: there are fewer than 2, one is an ensemble itself, or the recipes differ.
@@ -87,20 +97,37 @@ def save_ensemble(path: Path, models: Sequence[Model]) -> str:
             f"{', '.join(dict.fromkeys(m.recipe.name for m in models))} differ in more than their names; an ensemble is of "
             "trainings of one recipe, with the same settings"
         )
-    members = [{"prefix": f"{n}.", "role": "network", "recipe": model.recipe} for n, model in enumerate(models)]
-    weights = {f"{n}.{name}": array for n, model in enumerate(models) for name, array in model.weights.items()}
-    return _save(path, "ensemble", members, weights, _merged_card(models))
+    coarse = [model.coarse for model in models if model.coarse is not None]
+    recipe, networks = models[0].recipe, [model.members[0] for model in models]
+    return _save(path, recipe, networks, _merged_card(models), _together(coarse) if coarse else None)
+
+
+def _together(models: Sequence[Model]) -> Model:
+    """Several single networks of one recipe as a model whose probabilities are their mean, in no file of its own yet."""
+    weights = {f"{n}.{name}": array for n, model in enumerate(models) for name, array in model.members[0].items()}
+    prefixes = tuple(f"{n}." for n in range(len(models)))
+    return Model(models[0].recipe.name, models[0].recipe, weights, {}, content_hash(weights), prefixes)
 
 
 def _save(
-    path: Path, kind: str, members: Sequence[dict[str, Any]], weights: dict[str, Array], card: dict[str, Any]
+    path: Path, recipe: Recipe, networks: Sequence[dict[str, Array]], card: dict[str, Any], coarse: Model | None
 ) -> str:
-    weights = {name: np.asarray(array, order="C") for name, array in weights.items()}  # safetensors ignores strides
+    if (coarse and coarse.recipe) != (recipe.coarse and recipe.coarse.recipe):
+        raise ValueError(f"the recipe {recipe.name} does not say that {coarse and coarse.recipe.name} finds the tumour")
+    alone = len(networks) == 1 and coarse is None
+    parts = [("" if alone else f"{n}.", "network", recipe, part) for n, part in enumerate(networks)]
+    if coarse is not None:
+        parts += [(f"coarse.{n}.", "coarse", coarse.recipe, part) for n, part in enumerate(coarse.members)]
+    weights = {  # safetensors ignores strides
+        f"{prefix}{name}": np.asarray(array, order="C") for prefix, _, _, part in parts for name, array in part.items()
+    }
     digest = content_hash(weights)
     header = {
         "format_version": FORMAT_VERSION,
-        "kind": kind,
-        "members": json.dumps([member | {"recipe": json.loads(recipe_json(member["recipe"]))} for member in members]),
+        "kind": _kind(len(networks), has_coarse=coarse is not None),
+        "members": json.dumps(
+            [{"prefix": prefix, "role": role, "recipe": json.loads(recipe_json(own))} for prefix, role, own, _ in parts]
+        ),
         "card": json.dumps(card),
         "content_sha256": digest,
     }
@@ -113,6 +140,10 @@ def _save(
         )
     write_file(path, content)
     return digest
+
+
+def _kind(networks: int, *, has_coarse: bool) -> str:
+    return "cascade" if has_coarse else "single" if networks == 1 else "ensemble"
 
 
 def _alike(recipes: Sequence[Recipe]) -> bool:
@@ -165,10 +196,10 @@ def load_model(path: Path) -> Model:
 
 def _checked(path: Path, header: dict[str, str], weights: dict[str, Array]) -> Model:
     version, kind = header.get("format_version"), header.get("kind")
-    if version != FORMAT_VERSION or kind not in ("single", "ensemble"):
+    if version != FORMAT_VERSION or kind not in KINDS:
         raise IntegrityError(
             f"{path} has format version {version!r} and kind {kind!r}; this gliomap reads version {FORMAT_VERSION!r}, "
-            "kinds 'single' and 'ensemble'. Use the gliomap that wrote it, or a newer one"
+            f"kinds {', '.join(KINDS)}. Use the gliomap that wrote it, or a newer one"
         )
     digest = content_hash(weights)
     if digest != header.get("content_sha256"):
@@ -176,19 +207,33 @@ def _checked(path: Path, header: dict[str, str], weights: dict[str, Array]) -> M
             f"the weights in {path} are not the ones it was saved with (content hash {digest[:12]}...). Copy it again"
         )
     try:
-        members = json.loads(header["members"])
-        recipes = [recipe_from_json(json.dumps(member["recipe"])) for member in members]
-        prefixes = tuple(str(member["prefix"]) for member in members) if kind == "ensemble" else ("",)
-        card, recipe = json.loads(header["card"]), recipes[0]
+        card, members = json.loads(header["card"]), json.loads(header["members"])
+        told = [(str(m["prefix"]), m["role"], recipe_from_json(json.dumps(m["recipe"]))) for m in members]
     except (LookupError, TypeError, ValueError, RecursionError, UsageError) as error:
         raise IntegrityError(f"the header of {path} cannot be read: {error}") from error
-    owned = all(sum(name.startswith(prefix) for prefix in prefixes) == 1 for name in weights)
-    if not owned or not _alike(recipes) or len(members) < 1 + (kind == "ensemble"):
+    owned = all(sum(name.startswith(prefix) for prefix, _, _ in told) == 1 for name in weights)
+    networks, coarse = (_parts(told, role, weights) for role in ("network", "coarse"))
+    expected = networks and networks.recipe.coarse and networks.recipe.coarse.recipe
+    if not owned or networks is None or (coarse and coarse.recipe) != expected:
         raise IntegrityError(
             f"the header of {path} cannot be read: its members are too few, of different recipes, or share weights"
         )
-    name = recipe.name if kind == "single" else f"{recipe.name}_ensemble"
-    return Model(f"{name}-{digest[:8]}", recipe, weights, card, digest, prefixes)
+    several = len(networks.prefixes) > 1
+    if kind != _kind(len(networks.prefixes), has_coarse=coarse is not None):
+        raise IntegrityError(f"the header of {path} cannot be read: its members make no {kind}")
+    name = f"{networks.name}_ensemble" if several else networks.name
+    return replace(networks, name=f"{name}-{digest[:8]}", card=card, content_sha256=digest, coarse=coarse)
+
+
+def _parts(members: Sequence[tuple[str, str, Recipe]], role: str, weights: dict[str, Array]) -> Model | None:
+    """The members of a file with that role as a model of their own; None if there are none, or their recipes differ."""
+    own = [(prefix, recipe) for prefix, told, recipe in members if told == role]
+    if not own or not _alike([recipe for _, recipe in own]):
+        return None
+    prefixes = tuple(prefix for prefix, _ in own)
+    part = {name: array for name, array in weights.items() if name.startswith(prefixes)}
+    recipe = own[0][1]
+    return Model(recipe.name, recipe, part, {}, content_hash(part), prefixes)
 
 
 def default_model() -> Path | None:

@@ -52,7 +52,14 @@ def openvino_engine(converted: Entry) -> Engine:
     divisors = _size(about["divisors"])
     only_size = None if about["only_size"] is None else _size(about["only_size"])
     run_volumes = run if about["spatial_dims"] == 3 else in_slices(run)
-    return Engine(_checked(run_volumes, divisors, only_size), divisors, about["bytes_per_voxel"], only_size, "openvino")
+    return Engine(
+        _checked(run_volumes, divisors, only_size),
+        divisors,
+        about["bytes_per_voxel"],
+        only_size,
+        "openvino",
+        about.get("seconds_per_voxel", 0.0),
+    )
 
 
 def in_slices(run: Callable[[Array], Array]) -> Callable[[Array], Array]:

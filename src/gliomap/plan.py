@@ -12,7 +12,7 @@ from gliomap.machine import available_memory_bytes
 from gliomap.networks import Network, build_network, keep_heap
 from gliomap.networks.training_cost import part_size, patch_size, patch_time_s, training_memory_bytes
 from gliomap.postprocess import build_steps
-from gliomap.recipe import Recipe, Start
+from gliomap.recipe import Recipe, Start, trained_before
 from gliomap.torch_engine import find_device
 
 TRUSTED = 0.8
@@ -39,12 +39,12 @@ class Stage:
 
 
 def plan(recipe: Recipe, device: str = "auto") -> list[Stage]:
-    """The trainings that a recipe takes, in their order, what it starts from first; times a few small steps of each network.
+    """The trainings that a recipe takes, in their order, itself last; times a few small steps of each network.
 
     Raises:
         UsageError: there is no such device, or the network does not take its settings.
     """
-    stages = [stage for start in recipe.starts_from for stage in plan(start.recipe, device)]
+    stages = [stage for before in trained_before(recipe) for stage in plan(before, device)]
     settings = recipe.training
     if not _trains(_network(recipe)):
         return [*stages, Stage(recipe.name, 0, 0, 1, 0, 0.0)]
@@ -58,17 +58,24 @@ def plan(recipe: Recipe, device: str = "auto") -> list[Stage]:
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse a training that cannot be: it and all that it starts from, before the first of them begins.
+    """Refuse a training that cannot be: it and all that are trained before it, before the first of them begins.
 
     Raises:
         UsageError: a network or loss does not take its settings, a size does not fit the network, a part to freeze does not
-            exist, weights will not fit, the batch does not divide into its parts, or the target has no region.
+            exist, weights will not fit, the batch does not divide into its parts, the target has no region, or what finds
+            the tumour first sees other modalities.
     """
     network = _network(recipe)
     settings = recipe.training
     share_of_batch(settings, 1)
+    for before in trained_before(recipe):
+        check(before)
+    if recipe.coarse is not None and recipe.coarse.recipe.modalities != recipe.modalities:
+        raise UsageError(
+            f"{recipe.coarse.recipe.name}, which finds the tumour for {recipe.name}, has other modalities; expected the same "
+            "in the same order"
+        )
     for start in recipe.starts_from:
-        check(start.recipe)
         if _shapes(_part(network, start.into)) != _shapes(_network(start.recipe)):
             raise UsageError(
                 f"the weights of {start.recipe.name} will not fit the {_place(start)} of {recipe.name}; set the network's "
@@ -91,7 +98,7 @@ def check(recipe: Recipe) -> None:
     stages: dict[str, Recipe] = {}
     for one in _all(recipe):
         if stages.setdefault(one.name, one) != one:
-            raise UsageError(f"two different recipes are called {one.name} in what {recipe.name} starts from")
+            raise UsageError(f"two different recipes are called {one.name} in what is trained for {recipe.name}")
 
 
 def check_memory(recipe: Recipe, device: torch.device, processes: int = 1) -> None:
@@ -149,7 +156,7 @@ def _too_much(recipe: Recipe, needed: int, device: torch.device) -> str:
 
 
 def _all(recipe: Recipe) -> list[Recipe]:
-    return [recipe, *(inner for start in recipe.starts_from for inner in _all(start.recipe))]
+    return [recipe, *(inner for before in trained_before(recipe) for inner in _all(before))]
 
 
 def _network(recipe: Recipe) -> Network:

@@ -1,8 +1,9 @@
 """Everything that decides a result, as one frozen value that is written down and read back exactly."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import pydantic
 
@@ -16,7 +17,7 @@ _Part = Annotated[float, pydantic.Field(gt=0, le=1)]
 
 Size = tuple[pydantic.PositiveInt, pydantic.PositiveInt, pydantic.PositiveInt]
 """D, H, W."""
-View = Literal[
+Flip = Literal[
     "identity",
     "flip_left_right",
     "flip_front_back",
@@ -25,11 +26,10 @@ View = Literal[
     "flip_left_right_top_bottom",
     "flip_front_back_top_bottom",
     "flip_all",
-    "rotate_90",
-    "rotate_180",
-    "rotate_270",
 ]
+View = Literal[Flip, "rotate_90", "rotate_180", "rotate_270"]
 """How a study is turned before the network sees it; rotations are in the axial plane."""
+ALL_FLIPS: tuple[Flip, ...] = get_args(Flip)
 
 
 @dataclass(frozen=True)
@@ -182,18 +182,6 @@ class Training:
     loss: LossSpec = LossSpec("cross_entropy_dice")
 
 
-ALL_FLIPS: tuple[View, ...] = (
-    "identity",
-    "flip_left_right",
-    "flip_front_back",
-    "flip_top_bottom",
-    "flip_left_right_front_back",
-    "flip_left_right_top_bottom",
-    "flip_front_back_top_bottom",
-    "flip_all",
-)
-
-
 @dataclass(frozen=True)
 class Inference:
     """How a whole study goes through the network: in one pass (``window`` None) or in overlapping windows (D, H, W).
@@ -215,7 +203,7 @@ class Recipe:
 
     ``modalities`` in the order of the network's input channels. ``source`` says where the recipe comes from.
     ``starts_from``: trainings whose weights this one begins with, run or reused before it. ``frozen``: parts of the network
-    that are not trained.
+    that are not trained. ``coarse``: what finds the tumour first, so that this network looks only at the box about it.
     """
 
     __pydantic_config__ = _STRICT
@@ -231,6 +219,7 @@ class Recipe:
     postprocessing: tuple[StepSpec, ...] = ()
     starts_from: "tuple[Start, ...]" = ()
     frozen: tuple[str, ...] = ()
+    coarse: "Coarse | None" = None
 
 
 @dataclass(frozen=True)
@@ -242,7 +231,24 @@ class Start:
     into: str = ""
 
 
+@dataclass(frozen=True)
+class Coarse:
+    """A recipe that is trained before another and goes into its model file, to say where that one's network looks.
+
+    That is the box of all tumour that it finds, widened by ``margin_mm`` on each side; the whole study where it finds none.
+    """
+
+    __pydantic_config__ = _STRICT
+    recipe: Recipe
+    margin_mm: pydantic.NonNegativeFloat = 10.0
+
+
 _ADAPTER = pydantic.TypeAdapter(Recipe)
+
+
+def trained_before(recipe: Recipe) -> list[Recipe]:
+    """The recipes that are trained, or found trained, before this one."""
+    return [start.recipe for start in recipe.starts_from] + ([recipe.coarse.recipe] if recipe.coarse else [])
 
 
 def recipe_json(recipe: Recipe) -> str:
@@ -265,7 +271,7 @@ def recipe_from_json(text: str) -> Recipe:
 def with_settings(recipe: Recipe, settings: list[str]) -> Recipe:
     """The recipe with values replaced by ``path.to.field=value`` texts, each value read as JSON where it is JSON.
 
-    A path that begins with ``*.`` is set in the recipes that this one starts from too.
+    A path that begins with ``*.`` is set in the recipes that are trained before this one too.
 
     Raises:
         UsageError: a field does not exist or the value does not fit it.
@@ -274,7 +280,7 @@ def with_settings(recipe: Recipe, settings: list[str]) -> Recipe:
     for setting in settings:
         path, equals, text = setting.partition("=")
         everywhere = path.startswith("*.")
-        for one in _with_starts(content) if everywhere else [content]:
+        for one in _with_those_before(content) if everywhere else [content]:
             if not equals or not _replaced(one, path.removeprefix("*.").split("."), _value(text)):
                 raise UsageError(
                     f"cannot set {setting!r}; expected field=value with a field of the recipe, such as training.patches=2000"
@@ -285,8 +291,10 @@ def with_settings(recipe: Recipe, settings: list[str]) -> Recipe:
         raise UsageError(f"cannot set {', '.join(settings)}: {_problems(error)}") from error
 
 
-def _with_starts(content: dict[str, Any]) -> list[dict[str, Any]]:
-    return [content, *(inner for start in content["starts_from"] for inner in _with_starts(start["recipe"]))]
+def _with_those_before(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield content
+    for before in (*content["starts_from"], *filter(None, [content["coarse"]])):
+        yield from _with_those_before(before["recipe"])
 
 
 def _replaced(content: dict[str, Any], path: list[str], value: Any) -> bool:
@@ -325,7 +333,7 @@ def cautions(recipe: Recipe) -> list[str]:
         found.append(f"learning rate {recipe.training.learning_rate:g}, as printed in the paper and most likely a typo")
     if recipe.network.settings.get("always_dropout"):
         found.append("dropout stays active when segmenting: results are random")
-    return found + [f"{start.recipe.name}: {text}" for start in recipe.starts_from for text in cautions(start.recipe)]
+    return found + [f"{before.name}: {text}" for before in trained_before(recipe) for text in cautions(before)]
 
 
 def _value(text: str) -> Any:

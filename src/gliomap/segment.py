@@ -12,12 +12,12 @@ from gliomap import __version__
 from gliomap.cluster import on_cluster
 from gliomap.data.datasets import count_layouts, find_studies, parse_labels, study_from_files
 from gliomap.data.study import Study
-from gliomap.engines import load_engines
+from gliomap.engines import model_segmenter
 from gliomap.errors import InputError, Interrupted, UsageError, reason
 from gliomap.files import json_bytes, read_json, sha256, write_files
 from gliomap.manifest import RunRecord, plain
 from gliomap.model_file import Model, default_model, load_model
-from gliomap.progress import progress_bar
+from gliomap.progress import Bar, progress_bar
 from gliomap.rows import Row, read_rows, rows_csv
 from gliomap.segmenter import Segmenter
 from gliomap.segmenting import (
@@ -79,9 +79,8 @@ def segment(options: SegmentOptions) -> SegmentResult:
     with progress_bar("segmenting", len(studies), quiet=options.quiet) as bar:
         bar.advance(len(kept))
         try:
-            for study, outcome in _outcomes(left, asked, segmenter):
+            for study, outcome in _outcomes(left, asked, segmenter, bar):
                 outcomes[study.id] = outcome
-                bar.say(study.id)
                 bar.advance()
         except KeyboardInterrupt:
             interrupted = True
@@ -103,12 +102,12 @@ def segment(options: SegmentOptions) -> SegmentResult:
 
 
 def _outcomes(
-    studies: Sequence[Study], asked: Asked, segmenter: Segmenter | None
+    studies: Sequence[Study], asked: Asked, segmenter: Segmenter | None, bar: Bar
 ) -> Iterator[tuple[Study, StudyResult | Exception]]:
     if segmenter is None:
         return _on_cluster(studies, asked)
     limited = asked.options.max_memory_gb is not None
-    return _one_by_one(studies, asked, segmenter) if limited else _pipelined(studies, asked, segmenter)
+    return (_one_by_one if limited else _pipelined)(studies, asked, segmenter, bar)
 
 
 def _nothing_done(failed: Mapping[str, Exception], count: int, asked: Asked) -> Exception:
@@ -121,7 +120,7 @@ def _nothing_done(failed: Mapping[str, Exception], count: int, asked: Asked) -> 
 
 
 def _pipelined(
-    studies: Sequence[Study], asked: Asked, segmenter: Segmenter
+    studies: Sequence[Study], asked: Asked, segmenter: Segmenter, bar: Bar
 ) -> Iterator[tuple[Study, StudyResult | Exception]]:
     """Each study with what came of it, in order; while one is computed here, a thread reads the next and one writes the last.
 
@@ -134,7 +133,7 @@ def _pipelined(
             for number, study in enumerate(studies):
                 reading = ahead.pop()
                 ahead += [reader.submit(read_study, following, asked) for following in studies[number + 1 : number + 2]]
-                segmented = _segmented(reading, segmenter, asked)
+                segmented = _segmented(reading, segmenter, asked, bar)
                 yield from _settled(behind)
                 behind = [(study, writer.submit(_written, segmented, asked))]
                 del segmented, reading  # or they would be kept in memory while the next one is computed
@@ -145,12 +144,14 @@ def _pipelined(
 
 
 def _one_by_one(
-    studies: Sequence[Study], asked: Asked, segmenter: Segmenter
+    studies: Sequence[Study], asked: Asked, segmenter: Segmenter, bar: Bar
 ) -> Iterator[tuple[Study, StudyResult | Exception]]:
     """Each study with what came of it, in order; no other is in memory meanwhile."""
     for study in studies:
         try:
-            segmented = segment_study(read_study(study, asked), segmenter, uncertainty=asked.options.uncertainty)
+            segmented = segment_study(
+                read_study(study, asked), segmenter, uncertainty=asked.options.uncertainty, say=bar.say
+            )
             made = _written(segmented, asked)
             del segmented
         except Exception as error:  # one bad study never ends a folder
@@ -172,9 +173,9 @@ def _on_cluster(studies: Sequence[Study], asked: Asked) -> Iterator[tuple[Study,
             yield study, error
 
 
-def _segmented(reading: Future[ReadStudy], segmenter: Segmenter, asked: Asked) -> SegmentedStudy | Exception:
+def _segmented(reading: Future[ReadStudy], segmenter: Segmenter, asked: Asked, bar: Bar) -> SegmentedStudy | Exception:
     try:
-        return segment_study(reading.result(), segmenter, uncertainty=asked.options.uncertainty)
+        return segment_study(reading.result(), segmenter, uncertainty=asked.options.uncertainty, say=bar.say)
     except Exception as error:  # one bad study never ends a folder
         return error
 
@@ -300,7 +301,7 @@ def load_segmenter(path: Path | None, device: str = "auto", engine: str = "auto"
         InputError, IntegrityError: as `load_model`.
     """
     model = load_model(_model_path(path))
-    return model, Segmenter(model.recipe, load_engines(model, device, engine))
+    return model, model_segmenter(model, device, engine)
 
 
 def _model_path(path: Path | None) -> Path:

@@ -1,7 +1,7 @@
 """From a study's Volume to a class map on its grid: prepare, run the network, combine windows, decode. No torch in here."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, NamedTuple
@@ -15,8 +15,9 @@ from gliomap.machine import available_memory_bytes, memory_bytes
 from gliomap.postprocess import Change, postprocess
 from gliomap.preprocess import brain_mask, prepare, resample, study_box, voxel_ratio
 from gliomap.recipe import ALL_FLIPS, Recipe, Size, View
-from gliomap.volume import Volume
+from gliomap.volume import Box, Volume, bounding_box
 from gliomap.voting import majority, staple
+from gliomap.windows import at_least, centre_slices, gaussian_weight, in_batches, pad_to, padded_size, window_starts
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -38,8 +39,6 @@ _COPIES = 4
 """Arrays as large as the logits at the same time: themselves, their probabilities, the mean of these, and windows' sum."""
 _PLANES = 16
 """Planes of a study's grid whose probabilities are in memory at a time."""
-WINDOW_SIGMA = 0.125
-"""Width of a window's gaussian weight, relative to the window."""
 WINDOWS_PER_BATCH = 2
 """torch sends small 3-D convolutions of a single sample down a slow path on a CPU; two at a time avoid it."""
 
@@ -54,6 +53,7 @@ class Engine:
     ``run`` takes images (B, C, D, H, W) float32 to logits (B, K, D, H, W) float32. ``divisors``: what D, H, W must be
     multiples of; ``only_size``: the one size that it takes, if it takes no other. ``bytes_per_voxel``: the memory that a
     pass takes for each voxel of the images, beyond the weights; 0 if it is not known. ``name``: what runs it.
+    ``seconds_per_voxel`` of a pass, on this machine; 0 if it is not known.
     """
 
     run: Callable[[Array], Array]
@@ -61,6 +61,7 @@ class Engine:
     bytes_per_voxel: float = 0.0
     only_size: Size | None = None
     name: str = "torch"
+    seconds_per_voxel: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,6 @@ class Uncertainty:
     entropy: Volume
     disagreement: Volume
     opinions: tuple[Volume, ...]
-
-
-_Place = tuple[slice, ...]
 
 
 class Segmentation(NamedTuple):
@@ -99,28 +97,38 @@ class Segmenter:
     """A recipe and an engine for its trained network, or for each of an ensemble.
 
     ``max_memory_bytes``: what the process may use in all. Where one pass, or the recipe's windows, would need more, windows
-    are made as small as they must; without it, as small as the free memory needs.
+    are made as small as they must; without it, as small as the free memory needs. ``coarse`` finds the tumour first, where
+    the recipe says so.
     """
 
     recipe: Recipe
     engines: tuple[Engine, ...]
     max_memory_bytes: int | None = None
+    coarse: "Segmenter | None" = None
 
     def __call__(self, volume: Volume, truth: Volume | None = None) -> Volume:
         """The class map (1, D, H, W) uint8 of a study's Volume (C, D, H, W), on the same grid; see `segmentation`."""
         return self.segmentation(volume, truth).classes
 
-    def segmentation(self, volume: Volume, truth: Volume | None = None, *, uncertainty: bool = False) -> Segmentation:
+    def segmentation(
+        self,
+        volume: Volume,
+        truth: Volume | None = None,
+        *,
+        uncertainty: bool = False,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> Segmentation:
         """What a study's Volume (C, D, H, W) is found to be; 0 outside the brain.
 
         Probabilities are brought to the study's grid a few planes at a time. ``truth`` is the true class map
-        (1, D, H, W), for recipes that crop about it (see `study_box`).
+        (1, D, H, W), for recipes that crop about it (see `study_box`). ``say`` is told how the study goes through the
+        networks, and how long they should take, before they run; see `plan`.
 
         Raises:
             InputError: not even the smallest window fits into the memory.
         """
         shown, ratio = self._shown(volume, truth)
-        found = self._found(shown, ratio, keep_maps=uncertainty)
+        found = self._found(shown, ratio, say, keep_maps=uncertainty)
         classes, changes = self._tidied(self._elected(found, shown, ratio), shown)
         doubt = self._doubt(found, classes, shown, ratio) if uncertainty else None
         return Segmentation(classes.placed_on(volume), changes, doubt)
@@ -141,14 +149,34 @@ class Segmenter:
 
         Voxels that only windows without brain would cover have logits of 0.
         """
-        window = self.window(images, engine)
+        d, h, w = images.shape[1:]
+        window = self.window((d, h, w), engine)
         if window is None:
-            padded = pad_to_multiple(images, engine.divisors)
+            padded = pad_to(images, padded_size((d, h, w), engine.divisors))
             return engine.run(padded[None])[0][(slice(None), *centre_slices(padded.shape[1:], images.shape[1:]))]
         return self._windowed(images, window, engine)
 
-    def window(self, images: Array, engine: Engine) -> Size | None:
-        """The windows (D, H, W) that prepared images (C, D, H, W) go through an engine in; None is one pass.
+    def plan(self, size: Size) -> str:
+        """How prepared images of that size (D, H, W) will go through the networks, and how long that should take, in words.
+
+        Raises:
+            InputError: not even the smallest window fits into the memory.
+        """
+        windows = [self.window(size, engine) for engine in self.engines]
+        shapes = [window or padded_size(size, e.divisors) for window, e in zip(windows, self.engines, strict=True)]
+        counts = [
+            1 if window is None else len(window_starts(at_least(size, window), window, self.recipe.inference.overlap))
+            for window in windows
+        ]
+        views, in_words = len(self.recipe.inference.views), " x ".join(map(str, shapes[0]))
+        text = f"one pass of {in_words} voxels" if counts == [1] * len(counts) else f"{counts[0]} windows of {in_words}"
+        text += f", {len(self.engines)} networks" * (len(self.engines) > 1) + f", {views} views" * (views > 1)
+        each = zip(self.engines, counts, shapes, strict=True)
+        times = [views * count * math.prod(shape) * engine.seconds_per_voxel for engine, count, shape in each]
+        return f"{text}, about {sum(times):.2g} s" if all(times) else text
+
+    def window(self, whole: Size, engine: Engine) -> Size | None:
+        """The windows (D, H, W) that prepared images of a ``whole`` size go through an engine in; None is one pass.
 
         They are the recipe's, or smaller where these do not fit into the memory: the longest axis is halved until they do.
 
@@ -158,8 +186,8 @@ class Segmenter:
         if engine.only_size is not None:
             return engine.only_size
         wanted = self.recipe.inference.window
-        free = self._free_bytes(images)
-        size = list(wanted or pad_to_multiple(images[:0], engine.divisors).shape[1:])
+        free = self._free_bytes(whole)
+        size = list(wanted or padded_size(whole, engine.divisors))
         together = 1
         while engine.bytes_per_voxel * math.prod(size) * together > free:
             axis = max(range(3), key=lambda a: size[a] / engine.divisors[a])
@@ -178,19 +206,41 @@ class Segmenter:
         settings = self.recipe.preprocessing
         return volume.crop(study_box(volume, settings, truth)), voxel_ratio(volume, settings)
 
-    def _found(self, shown: Volume, ratio: tuple[float, float, float] | None, *, keep_maps: bool = False) -> _Found:
+    def _found(
+        self,
+        shown: Volume,
+        ratio: tuple[float, float, float] | None,
+        say: Callable[[str], None] = lambda _: None,
+        *,
+        keep_maps: bool = False,
+    ) -> _Found:
         """What each engine finds in each view, put together as it comes; class maps only if they are asked for or vote."""
         prepared, target = prepare(shown, self.recipe, ratio).array, self.recipe.target
         keep_maps = keep_maps or self.recipe.inference.combine != "mean"
         views = list(product(self.recipe.inference.views, self.engines))
-        mean, maps = np.zeros((len(target.channels), *prepared.shape[1:]), np.float32), []
+        size = prepared.shape[1:]
+        box = self._looked_at(shown, ratio, (size[0], size[1], size[2]), say)
+        prepared = np.ascontiguousarray(prepared[(slice(None), *box.slices)])
+        say(self.plan(box.shape))
+        mean, maps = np.zeros((len(target.channels), *box.shape), np.float32), []
         for view, engine in views:
             probabilities = activate(turn_back(self.logits(turn(prepared, view), engine), view), target)
             if keep_maps:
-                maps.append(_decoded(probabilities, shown.shape, ratio, target))
+                maps.append(_decoded(_in_background(probabilities, box, size, target), shown.shape, ratio, target))
             mean += probabilities
         mean /= len(views)
-        return _Found(mean, maps)
+        return _Found(_in_background(mean, box, size, target), maps)
+
+    def _looked_at(
+        self, shown: Volume, ratio: tuple[float, float, float] | None, size: Size, say: Callable[[str], None]
+    ) -> Box:
+        """The part of the network's grid, of that size, that it sees: about the tumour, where something has found it before."""
+        whole = Box((0, 0, 0), size)
+        if self.coarse is None or self.recipe.coarse is None:
+            return whole
+        margins = [math.ceil(self.recipe.coarse.margin_mm / s) for s in shown.spacing_mm]
+        box = bounding_box(self.coarse.segmentation(shown, say=say).classes.array[0] > 0, margins)
+        return whole if box is None else _widened(box, ratio or (1.0, 1.0, 1.0), self.engines[0].divisors, size)
 
     def _elected(self, found: _Found, shown: Volume, ratio: tuple[float, float, float] | None) -> Array:
         """The class map (D, H, W) that the recipe's rule makes of what was found."""
@@ -215,24 +265,23 @@ class Segmenter:
         tidy, changes = postprocess(classes * brain_mask(shown), self.recipe.postprocessing, shown.voxel_ml)
         return shown.with_array(tidy), changes
 
-    def _free_bytes(self, images: Array) -> float:
-        """What is left for a pass through a network, beside its logits and what is made of them."""
-        kept = _COPIES * len(self.recipe.target.channels) * math.prod(images.shape[1:]) * images.itemsize
+    def _free_bytes(self, whole: Size) -> float:
+        """What is left for a pass through a network, beside its logits and what is made of them, of 4 bytes a voxel."""
+        kept = _COPIES * len(self.recipe.target.channels) * math.prod(whole) * 4
         free = FREE_SHARE * available_memory_bytes()
         if self.max_memory_bytes is not None:
             free = min(free, self.max_memory_bytes - memory_bytes())
         return free - kept
 
     def _windowed(self, images: Array, window: Size, engine: Engine) -> Array:
-        target = tuple(max(n, w) for n, w in zip(images.shape[1:], window, strict=True))
-        padded = pad_to(images, (target[0], target[1], target[2]))
+        padded = pad_to(images, at_least(images.shape[1:], window))
         weight = gaussian_weight(window)
         total = np.zeros((len(self.recipe.target.channels), *padded.shape[1:]), np.float32)
         weights = np.zeros(padded.shape[1:], np.float32)
         per_batch = SLICES_PER_BATCH if window[0] == 1 else WINDOWS_PER_BATCH
         starts = window_starts(padded.shape[1:], window, self.recipe.inference.overlap)
         places = [tuple(slice(s, s + w) for s, w in zip(start, window, strict=True)) for start in starts]
-        for some in _batches([at for at in places if padded[(slice(None), *at)].any()], per_batch):
+        for some in in_batches([at for at in places if padded[(slice(None), *at)].any()], per_batch):
             logits = engine.run(np.stack([padded[(slice(None), *at)] for at in some]))
             for at, part in zip(some, logits, strict=True):
                 total[(slice(None), *at)] += part * weight
@@ -261,6 +310,28 @@ def with_preset(segmenter: Segmenter, preset: str) -> Segmenter:
             careful = replace(inference, views=ALL_FLIPS, combine="mean")
             return replace(segmenter, recipe=replace(recipe, inference=careful))
     raise UsageError(f"no preset is called {preset!r}; expected {', '.join(PRESETS)}")
+
+
+def _widened(box: Box, ratio: tuple[float, float, float], divisors: Size, size: Size) -> Box:
+    """A box of a study's grid on the network's, as large as the divisors ask where there is room, so that less is padded."""
+    starts, stops = list[int](), list[int]()
+    for start, stop, r, divisor, n in zip(*box, ratio, divisors, size, strict=True):
+        low, high = math.floor(start / r), min(math.ceil(stop / r), n)
+        length = min(-(-(high - low) // divisor) * divisor, n)
+        starts.append(min(max(low - (length - (high - low)) // 2, 0), n - length))
+        stops.append(starts[-1] + length)
+    return Box((starts[0], starts[1], starts[2]), (stops[0], stops[1], stops[2]))
+
+
+def _in_background(probabilities: Array, box: Box, size: tuple[int, ...], target: Target) -> Array:
+    """Probabilities (K, *) of a box on a grid of that size, on which all else is background."""
+    if box.shape == size:
+        return probabilities
+    out = np.zeros((len(probabilities), *size), np.float32)
+    if target.kind == "softmax":
+        out[0] = 1
+    out[(slice(None), *box.slices)] = probabilities
+    return out
 
 
 def _decoded(
@@ -312,42 +383,3 @@ def turn(images: Array, view: View) -> Array:
 def turn_back(images: Array, view: View) -> Array:
     """What `turn` gave, as it was."""
     return np.rot90(images, -_QUARTERS[view], axes=(2, 3)) if view.startswith("rotate") else turn(images, view)
-
-
-def pad_to_multiple(images: Array, divisors: Size) -> Array:
-    """Zeros around (C, D, H, W) so that every size is a multiple of its divisor."""
-    d, h, w = (-(-n // divisor) * divisor for n, divisor in zip(images.shape[1:], divisors, strict=True))
-    return pad_to(images, (d, h, w))
-
-
-def pad_to(images: Array, size: Size) -> Array:
-    """Zeros around (C, D, H, W) up to ``size``, the images in the middle."""
-    out = np.zeros((len(images), *size), images.dtype)
-    out[(slice(None), *centre_slices(size, images.shape[1:]))] = images
-    return out
-
-
-def centre_slices(outer: tuple[int, ...], inner: tuple[int, ...]) -> tuple[slice, ...]:
-    """Where `pad_to` puts the images."""
-    return tuple(slice((o - i) // 2, (o - i) // 2 + i) for o, i in zip(outer, inner, strict=True))
-
-
-def window_starts(size: tuple[int, ...], window: Size, overlap: float) -> list[tuple[int, ...]]:
-    """First voxels of the windows that cover ``size``, each a step of (1 - overlap) windows on, the last one flush."""
-    axes = []
-    for n, w in zip(size, window, strict=True):
-        step = max(int(w * (1 - overlap)), 1)
-        axes.append([min(i * step, n - w) for i in range(-(-(n - w) // step) + 1)])
-    return list(product(*axes))
-
-
-def gaussian_weight(window: Size) -> Array:
-    """A window's weight (D, H, W): a gaussian about its centre, nowhere below 0.001, as MONAI's."""
-    axes = [np.exp(-0.5 * ((np.arange(n) - (n - 1) / 2) / (WINDOW_SIGMA * n)) ** 2) for n in window]
-    weight = np.einsum("i,j,k->ijk", *axes).astype(np.float32)
-    return np.maximum(weight, np.float32(1e-3))
-
-
-def _batches(items: list[_Place], size: int) -> Iterator[list[_Place]]:
-    for first in range(0, len(items), size):
-        yield items[first : first + size]

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from gliomap.classes import (
 from gliomap.cluster import kept
 from gliomap.data.images import map_bytes
 from gliomap.data.study import Study
-from gliomap.engines import load_engines
+from gliomap.engines import model_segmenter
 from gliomap.errors import InputError
 from gliomap.files import json_bytes, sha256
 from gliomap.manifest import RunRecord
@@ -136,11 +137,12 @@ class ReadStudy:
 
 @dataclass(frozen=True)
 class SegmentedStudy:
-    """What a study's network found, on the study's RAS grid, and which engine ran it."""
+    """What a study's network found, on the study's RAS grid, which engine ran it, and how (see `Segmenter.plan`)."""
 
     read: ReadStudy
     found: Segmentation
     engine: str
+    plans: list[str]
 
 
 def read_study(study: Study, asked: Asked) -> ReadStudy:
@@ -158,12 +160,19 @@ def read_study(study: Study, asked: Asked) -> ReadStudy:
     return ReadStudy(study, volume, truth, convention, warnings, run, {"read": time.perf_counter() - start})
 
 
-def segment_study(read: ReadStudy, segmenter: Segmenter, *, uncertainty: bool = False) -> SegmentedStudy:
-    """Run the network on a study."""
-    start = time.perf_counter()
-    found = segmenter.segmentation(read.volume, read.truth, uncertainty=uncertainty)
+def segment_study(
+    read: ReadStudy, segmenter: Segmenter, *, uncertainty: bool = False, say: Callable[[str], None] = lambda _: None
+) -> SegmentedStudy:
+    """Run the network on a study; ``say`` is told how, before it begins."""
+    start, plans = time.perf_counter(), list[str]()
+
+    def planned(plan: str) -> None:
+        plans.append(plan)
+        say(f"{read.study.id}: {plan}")
+
+    found = segmenter.segmentation(read.volume, read.truth, uncertainty=uncertainty, say=planned)
     time_s = read.time_s | {"segment": time.perf_counter() - start}
-    return SegmentedStudy(replace(read, time_s=time_s), found, segmenter.engines[0].name)
+    return SegmentedStudy(replace(read, time_s=time_s), found, segmenter.engines[0].name, plans)
 
 
 def study_files(segmented: SegmentedStudy, asked: Asked) -> tuple[StudyResult, dict[Path, bytes]]:
@@ -194,6 +203,7 @@ def study_files(segmented: SegmentedStudy, asked: Asked) -> tuple[StudyResult, d
         volumes_ml=result.volumes_ml,
         volume_ranges_ml=_ranges(doubt, target),
         engine=segmented.engine,
+        passes=segmented.plans,
         postprocessing=[asdict(change) for change in changes],
         warnings=result.warnings,
         time_s={name: round(t, 3) for name, t in (time_s | {"total": sum(time_s.values())}).items()},
@@ -233,8 +243,7 @@ def build_segmenter(model: Model, options: SegmentOptions) -> Segmenter:
         UsageError, IntegrityError: as `load_engines`.
     """
     limit = None if options.max_memory_gb is None else int(options.max_memory_gb * 1e9)
-    segmenter = Segmenter(model.recipe, load_engines(model, options.device, options.engine), limit)
-    return with_preset(segmenter, options.preset)
+    return with_preset(model_segmenter(model, options.device, options.engine, limit), options.preset)
 
 
 def segment_elsewhere(asked: Asked, study: Study) -> tuple[StudyResult, dict[Path, bytes]]:
@@ -316,7 +325,7 @@ def _facts(segmented: SegmentedStudy, asked: Asked) -> dict[str, str]:
         "Model sha256": model.content_sha256,
         "Found as": read.study.layout,
         "Label values": f"{read.convention}, from {read.convention.evidence}",
-        "Preset": f"{asked.options.preset}, run by {segmented.engine}",
+        "Preset": f"{asked.options.preset}, run by {segmented.engine}: {'; then '.join(segmented.plans)}",
         "Post-processing": "; ".join(map(str, changes)) or "changed nothing",
         "Time": ", ".join(f"{name} {seconds:.1f} s" for name, seconds in read.time_s.items()),
         "gliomap": __version__,

@@ -16,7 +16,7 @@ from gliomap.networks import Network
 from gliomap.recipe import Recipe, Start
 from gliomap.recipes import find_recipe
 
-MODEL, STARTS = "model.safetensors", "starts_from"
+MODEL, COARSE, STARTS = "model.safetensors", "coarse.safetensors", "starts_from"
 ENOUGH, STOPPED_EARLY, NOTHING, OUT_OF_TIME = (
     "budget reached",
     "stopped early",
@@ -67,9 +67,9 @@ def begun(output: Path) -> bool:
     )
 
 
-def own_place(output: Path, start: Start) -> Path:
-    """Where a training whose output that is trains what it starts from."""
-    return output / STARTS / start.recipe.name
+def own_place(output: Path, before: Recipe) -> Path:
+    """Where a training whose output that is trains a recipe that comes before it."""
+    return output / STARTS / before.name
 
 
 def places_beside(output: Path) -> list[Path]:

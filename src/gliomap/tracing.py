@@ -1,9 +1,11 @@
 """A network traced by torch, converted and compared with what it was: `python -m gliomap.tracing MODEL FORMAT FOLDER`."""
 
 import io
+import math
 import sys
 import tempfile
 import textwrap
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +19,11 @@ from gliomap.data.cache import Cache, Entry, store
 from gliomap.errors import GliomapError, UsageError, import_extra
 from gliomap.model_file import Model, load_model
 from gliomap.networks import Network
-from gliomap.openvino_engine import import_openvino, in_slices, openvino_engine, threads
+from gliomap.openvino_engine import SLICES_PER_BATCH, import_openvino, in_slices, openvino_engine, threads
 from gliomap.recipe import Size
 from gliomap.segmenter import activate
 from gliomap.torch_engine import bytes_per_voxel, load_networks, only_size, torch_engine
+from gliomap.windows import padded_size
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -28,6 +31,8 @@ LARGEST_DIFFERENCE = 1e-3
 """Of probabilities from torch's; rounding alone makes about 1e-6."""
 LONG_AXIS = 160
 """Voxels of the longest axis that is compared, as long as a brain."""
+TIMED_AXIS = 64
+"""Voxels along the axes of what is timed: enough that a whole brain takes as long for each of them."""
 OPSET = 18
 
 
@@ -53,6 +58,7 @@ def convert(model: Model, to: str) -> Entry:
             warnings.simplefilter("ignore")  # of what a trace may miss, which is what the comparison is for
             entry, run = _WRITERS[to](network, _images(network, 1, traced_size), about)
             about["largest_difference"] = _largest_difference(network, run, compared_sizes, model)
+            about["seconds_per_voxel"] = _seconds_per_voxel(network, run)
     except GliomapError:
         raise
     except Exception as error:  # whatever the tools raise of what they cannot do
@@ -144,6 +150,19 @@ def _torchscript(
     content.seek(0)
     loaded = torch.jit.load(content)
     return _entry("pt", content, about), _of_volumes(network, lambda x: loaded(torch.from_numpy(x)).numpy())
+
+
+def _seconds_per_voxel(network: Network, run: Callable[[Array], Array]) -> float:
+    """Of a second pass: the first of a size compiles it."""
+    slices = 1 if network.spatial_dims == 3 else SLICES_PER_BATCH
+    size = only_size(network) or padded_size(
+        (TIMED_AXIS if slices == 1 else slices, TIMED_AXIS, TIMED_AXIS), network.divisors
+    )
+    images = np.zeros((1, network.in_channels, *size), np.float32)
+    run(images)
+    start = time.perf_counter()
+    run(images)
+    return (time.perf_counter() - start) / math.prod(size)
 
 
 _WRITERS = {"openvino": _openvino, "onnx": _onnx, "torchscript": _torchscript}

@@ -31,12 +31,14 @@ from gliomap.loop import fit
 from gliomap.losses import build_loss
 from gliomap.machine import cores
 from gliomap.manifest import RunRecord
+from gliomap.model_file import Model, load_model
 from gliomap.networks import Network, build_network, channels_last
 from gliomap.plan import check, check_memory, keep_heap_if_roomy
 from gliomap.progress import interruptible
-from gliomap.recipe import Recipe, Start, cautions, recipe_json, with_settings
+from gliomap.recipe import Recipe, cautions, recipe_json, trained_before, with_settings
 from gliomap.recipes import find_recipe
 from gliomap.starts import (
+    COARSE,
     FINISHED,
     GIVEN,
     MODEL,
@@ -179,11 +181,12 @@ def _train(options: TrainOptions, recipe: Recipe, split: _Split, fabric: Fabric)
     record = RunRecord("train", options)
     if fabric.is_global_zero:
         write_file(options.output / "recipe.json", recipe_json(recipe).encode())
-    starts, limit_s = _starts(options, recipe, split, fabric)
+    before, limit_s = _trained_before(options, recipe, split, fabric)
     with fabric.rank_zero_first(local=True):  # the others find what it has prepared
         found = prepare_studies(*split[:2], recipe, quiet=options.quiet, workers=_workers(options, fabric))
     keep_heap_if_roomy(recipe, fabric.device)
     run = _set_up(options, recipe, found, fabric, record, limit_s)
+    run.coarse = _coarse(options, recipe, before, fabric)
     run.told["studies"] |= {"test": [s.id for s in split[2]], "failed": found.failed}
     if has_checkpoint(options.output):
         restore(run)
@@ -193,7 +196,7 @@ def _train(options: TrainOptions, recipe: Recipe, split: _Split, fabric: Fabric)
         )
         run.warnings += odd
     else:
-        run.told["starts_from"] = begin_with(run.network, starts)
+        run.told["starts_from"] = begin_with(run.network, [(s, before[s.recipe.name]) for s in recipe.starts_from])
     if run.mean is not None and not int(run.mean.n_averaged):
         run.kept.load_state_dict(
             run.network.state_dict()
@@ -276,34 +279,48 @@ def _workers(options: TrainOptions, fabric: Fabric) -> int:
     return min(cores(), MOST_WORKERS) if fabric.device.type == "cuda" else 0
 
 
-def _starts(
+def _trained_before(
     options: TrainOptions, recipe: Recipe, split: _Split, fabric: Fabric
-) -> tuple[list[tuple[Start, Path]], float]:
-    """The trained models that this training begins with, and the seconds that are left for itself.
+) -> tuple[dict[str, Path], float]:
+    """The folders of the trainings that this one needs, by recipe, and the seconds that are left for itself.
 
     Each is one found below or beside the output (see `finished_training`), or is trained now, below the output. What time
     is left is divided equally among the trainings that have still to run.
     """
+    begun_already = has_checkpoint(options.output) or options.begin_with is not None  # whose weights it begins with
+    needed = [] if begun_already else [start.recipe for start in recipe.starts_from]
+    if recipe.coarse is not None and not (options.output / COARSE).exists():
+        needed.append(recipe.coarse.recipe)
+    found: dict[str, Path] = {}
+    for before in needed:
+        places = [own_place(options.output, before), *places_beside(options.output)]
+        folder = finished_training(places, before, options.seed, options.labels, split, cut_too=options.cut_starts)
+        if folder is not None:
+            found[before.name] = folder
+    missing = [before for before in needed if before.name not in found]
+    for one in [*missing, recipe]:
+        check_memory(one, fabric.device, fabric.world_size)
     limit = options.max_time_s or math.inf
-    if has_checkpoint(options.output) or options.begin_with is not None:  # which hold them already
-        check_memory(recipe, fabric.device, fabric.world_size)
-        spent = sum(training_time_s(own_place(options.output, start)) for start in recipe.starts_from)
-        return [], max(limit - spent, 1e-3)
-    folders: list[Path | None] = []
-    for start in recipe.starts_from:
-        places = [own_place(options.output, start), *places_beside(options.output)]
-        alike = (start.recipe, options.seed, options.labels, split)
-        folders.append(finished_training(places, *alike, cut_too=options.cut_starts))
-    missing = [start for start, folder in zip(recipe.starts_from, folders, strict=True) if folder is None]
-    for needed in [*(start.recipe for start in missing), recipe]:
-        check_memory(needed, fabric.device, fabric.world_size)
-    for number, start in enumerate(missing):
-        own = own_place(options.output, start)
+    over = [before for before in trained_before(recipe) if before not in needed]
+    limit = max(limit - sum(training_time_s(own_place(options.output, before)) for before in over), 1e-3)
+    for number, before in enumerate(missing):
+        own = own_place(options.output, before)
         share = limit / (len(missing) - number + 1)
-        _train(replace(options, output=own, max_time_s=share), start.recipe, split, fabric)
+        _train(replace(options, output=own, max_time_s=share), before, split, fabric)
         limit = max(limit - training_time_s(own), 1e-3)  # time for one step is always left
-    found = zip(recipe.starts_from, folders, strict=True)
-    return [(start, folder or own_place(options.output, start)) for start, folder in found], limit
+        found[before.name] = own
+    return found, limit
+
+
+def _coarse(options: TrainOptions, recipe: Recipe, before: dict[str, Path], fabric: Fabric) -> Model | None:
+    """The model that finds the tumour first, of which the output keeps a copy of its own."""
+    if recipe.coarse is None:
+        return None
+    place = options.output / COARSE
+    if fabric.is_global_zero and not place.exists():
+        write_file(place, (before[recipe.coarse.recipe.name] / MODEL).read_bytes())
+    fabric.barrier()
+    return load_model(place)
 
 
 def _set_up(

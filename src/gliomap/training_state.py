@@ -20,7 +20,7 @@ from gliomap.errors import UsageError
 from gliomap.files import json_bytes, sha256, write_file
 from gliomap.losses import Loss
 from gliomap.manifest import RunRecord, plain
-from gliomap.model_file import save_model
+from gliomap.model_file import Model, save_model
 from gliomap.networks import Network
 from gliomap.recipe import Recipe, Training, cautions
 from gliomap.report.training import Example, TrainingProgress, page
@@ -53,7 +53,7 @@ class Run:
     """Everything one training needs while it runs.
 
     ``wrapped`` is the network as all processes train it together, ``mean`` the running mean of its weights if the recipe has
-    one. ``told`` is what the model's card and the record say of it besides.
+    one. ``coarse`` is the model that finds the tumour first. ``told`` is what the model's card and the record say of it besides.
     """
 
     recipe: Recipe
@@ -72,6 +72,7 @@ class Run:
     record: RunRecord
     told: dict[str, Any]
     mean: AveragedModel | None = None
+    coarse: Model | None = None
     tracking: Tracking | None = None
     progress: Progress = field(default_factory=Progress)
     examples: list[Example] = field(default_factory=list)
@@ -161,8 +162,9 @@ def save_weights(run: Run, name: str) -> None:
     card |= {
         "validation": plain(run.progress.log[-1]) if run.progress.log else {},
         "starts_from": run.told["starts_from"],
+        "coarse": run.coarse and run.coarse.name,
     }
-    save_model(run.output / name, run.recipe, weights, card)
+    save_model(run.output / name, run.recipe, weights, card, run.coarse)
 
 
 def restore(run: Run) -> None:

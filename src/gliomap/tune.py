@@ -13,12 +13,12 @@ from gliomap.data.datasets import labelled_studies
 from gliomap.data.folds import read_fold
 from gliomap.data.predictions import predictions_by_name
 from gliomap.data.study import Study
-from gliomap.engines import load_engines
+from gliomap.engines import model_segmenter
 from gliomap.errors import InputError, UsageError, reason
 from gliomap.files import json_bytes, sha256, write_files
 from gliomap.manifest import RunRecord
 from gliomap.metrics import measure
-from gliomap.model_file import Model, load_model, save_ensemble, save_model
+from gliomap.model_file import Model, load_model, save_changed
 from gliomap.postprocess import postprocess
 from gliomap.preprocess import brain_mask
 from gliomap.progress import progress_bar
@@ -276,7 +276,7 @@ def _all_scores(options: TuneOptions, model: Model, tasks: Sequence[Task]) -> tu
     segmenter = None
     if options.label_maps is None:
         bare = replace(model.recipe, postprocessing=())
-        segmenter = Segmenter(bare, load_engines(model, options.device, options.engine))
+        segmenter = replace(model_segmenter(model, options.device, options.engine), recipe=bare)
     scores, failed = dict[str, Array](), dict[str, str]()
     with progress_bar("tuning", len(tasks), quiet=options.quiet) as bar:
         for task in tasks:
@@ -339,16 +339,7 @@ def _save(
     recipe = replace(model.recipe, name=name, postprocessing=steps)
     seen = {*model.card.get("validation_studies", ()), *(study.id for study in studies)}
     own = {"validation_studies": sorted(seen - {*model.card.get("training_studies", ())}), "tuning": list(statement)}
-    if len(model.prefixes) == 1:
-        save_model(path, recipe, model.weights, model.card | own)
-        return
-    shared = {key: value for key, value in model.card.items() if key != "members"} | own
-    facts = model.card["members"]
-    members = [
-        Model(told["name"], recipe, weights, told | shared, told["content_sha256"])
-        for told, weights in zip(facts, model.members, strict=True)
-    ]
-    save_ensemble(path, members)
+    save_changed(path, model, recipe, model.card | own)
 
 
 def _csv(result: TuneResult) -> bytes:

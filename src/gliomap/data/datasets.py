@@ -34,13 +34,14 @@ def find_studies(path: Path, labels: Convention | None = None, *, outputs: bool 
     for file in files:
         if image_stem(file) is not None and not file.name.startswith("."):
             by_folder[file.parent].append(file)
-        elif file.name == "run.json":
+        elif file.name in ("run.json", "record.json"):
             records.append(file)
     studies = [_unreadable_folder(path, error) for error in errors]
     for record in records:
         found, taken = gliomap_outputs(record)
-        studies += found if outputs else []
-        for file in taken & {f for files in by_folder.values() for f in files}:
+        own = {file for file in taken if file in by_folder.get(file.parent, ())}
+        studies += [study for study in found if outputs and study.label and study.label.path in own]
+        for file in own:  # which the record of a run and that of a study both may have
             by_folder[file.parent].remove(file)
     for folder, inside in by_folder.items():
         studies += _studies_in_folder(path, folder, inside)

@@ -113,17 +113,24 @@ def _tissue(name: str, record: Path) -> int:
 
 
 def gliomap_outputs(record: Path) -> tuple[list[Study], set[Path]]:
-    """The label maps that a run of `gliomap segment` left, with the convention it recorded, and the files they are."""
+    """The label maps that a run of `gliomap segment` left, with the convention it recorded, and the files of all its maps.
+
+    The record is that of a run (run.json), or of one study of a folder (record.json), which is all that a killed run leaves.
+    """
     try:
         content = read_json(record)
     except InputError:
-        return [], set()  # somebody else's run.json
+        return [], set()  # somebody else's
     if not isinstance(content, dict) or content.get("verb") != "segment":
         return [], set()
     studies, taken = [], set()
     for row in content.get("studies", []):
-        if row.get("status") == "done" and (label := record.parent / row["segmentation"]).is_file():
+        if row.get("status") != "done":
+            continue
+        deep = 0 if record.name == "run.json" else len(Path(row["segmentation"]).parts) - 1
+        output = record.parents[deep]
+        taken |= {output / name for name in row["outputs"]}
+        if (label := output / row["segmentation"]).is_file():
             convention = parse_convention(",".join(f"{v}={n}" for v, n in row["labels"].items()), record.name)
             studies.append(Study(row["study"], {}, ImageFile(label), convention, "gliomap"))
-            taken.add(label)
     return studies, taken

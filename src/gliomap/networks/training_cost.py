@@ -2,6 +2,8 @@
 
 import math
 import time
+from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from gliomap.losses import build_loss
 from gliomap.networks import Network, build_network, channels_last, fast_layout
 from gliomap.networks.base import Outputs
 from gliomap.networks.counting import Step, count_step, parameters
-from gliomap.recipe import Recipe, Training
+from gliomap.recipe import Recipe, Training, recipe_from_json, recipe_json
 
 HEAP_BYTES = 500_000_000
 """What Linux's C library keeps of the memory that tensors no longer use: 0.4 to 0.7 GB were measured, whatever the network."""
@@ -28,6 +30,14 @@ def training_memory_bytes(recipe: Recipe) -> int:
     of it and those of the loss, and `HEAP_BYTES`. On a GPU there is no such heap, but what kernels take for themselves,
     which is not known here.
     """
+    alike = replace(recipe, name="any", source="", starts_from=(), coarse=None)
+    return _memory_bytes(recipe_json(alike))
+
+
+@lru_cache(maxsize=256)
+def _memory_bytes(recipe_text: str) -> int:
+    """Counted once for each recipe, since that takes as long as a few steps of a small training."""
+    recipe = recipe_from_json(recipe_text)
     network, settings = _build(recipe, "meta"), recipe.training
     size, slices = patch_size(network, settings.patch_size)
     part = part_size(settings)

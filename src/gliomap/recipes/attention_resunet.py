@@ -3,7 +3,17 @@
 from dataclasses import replace
 from typing import Any
 
-from gliomap.recipe import Augmentation, Inference, LossSpec, NetworkSpec, Preprocessing, Recipe, StepSpec, Training
+from gliomap.recipe import (
+    Augmentation,
+    Coarse,
+    Inference,
+    LossSpec,
+    NetworkSpec,
+    Preprocessing,
+    Recipe,
+    StepSpec,
+    Training,
+)
 
 PATCHES_PER_EPOCH = 285 * 48
 """285 studies of 192 x 192 x 128 voxels, each cut into 4 x 4 x 3 patches of 64 voxels with 25 % overlap."""
@@ -85,4 +95,13 @@ SMALL = replace(
     ),
     inference=Inference(window=None),
     postprocessing=(StepSpec("remove_small_components", {"min_voxels": 30}),),
+)
+
+CASCADE = replace(
+    SMALL,
+    name="attention_resunet_cascade",
+    source="ours: attention_resunet_small at 2 mm finds the tumour, the same network at 1 mm refines it in its box",
+    preprocessing=Preprocessing(spacing_mm=1.0),
+    training=replace(SMALL.training, patch_size=(64, 64, 64), foreground_share=0.8),
+    coarse=Coarse(SMALL, margin_mm=10.0),
 )

@@ -324,6 +324,7 @@ def _settings(recipe: Recipe) -> dict[str, str]:
         "Running mean of the weights": training.ema_decay,
         "Stops early after": training.early_stopping and f"{training.early_stopping} epochs without a better mean",
         "Starts from": ", ".join(start.recipe.name for start in recipe.starts_from),
+        "Looks only about the tumour that is found by": recipe.coarse and recipe.coarse.recipe.name,
         "Frozen": ", ".join(recipe.frozen),
     }
     return found | {name: str(value) for name, value in optional.items() if value}
