@@ -1,9 +1,9 @@
 """How long a study takes from four .nii.gz files to its written label map: gliomap, MONAI and nnU-Net on the same weights.
 
-Run: ``python benchmarks/inference.py STUDIES --models FOLDER [--train 10m] [--rounds 3] [--studies 3]``, in an environment
-with ``benchmarks/requirements.txt``; without nnU-Net it is left out. STUDIES is a folder of labelled studies, one fold of
-which no model is trained on. ``--train`` first trains the two models of the benchmark, so long each, where FOLDER does not
-have them.
+Run: ``python benchmarks/inference.py STUDIES --models FOLDER [--train DATA --max-time 10m] [--rounds 3]``, in an environment
+with ``benchmarks/requirements.txt`` and, if it is to take part, nnunetv2. STUDIES is a folder of labelled studies of a usual
+size, none of which trained a model. ``--train`` first trains the two models of the benchmark on DATA, so long each, where
+FOLDER does not have them.
 
 Each contestant is a process of its own, in turns; its time is that of the whole process, and its memory what that grows by
 from where everything is imported and the model is loaded. The contestants:
@@ -15,6 +15,9 @@ from where everything is imported and the model is loaded. The contestants:
   is ``fast`` with as little memory as it takes.
 
 The last line is the ratio of ``monai`` to ``fast``.
+
+``python benchmarks/inference.py --gpu`` needs a CUDA GPU: paper 004's network on noise of its grid, 128 x 192 x 192, against
+the paper's claim of 0.9 s and under 10 GB for a volume.
 """
 
 import argparse
@@ -38,12 +41,12 @@ import numpy as np
 from gliomap.classes import REGIONS, parse_convention, region_mask
 from gliomap.data.datasets import labelled_studies
 from gliomap.data.study import ImageFile, Study
-from gliomap.files import read_json, write_file
+from gliomap.files import write_file
 from gliomap.machine import cores, peak_memory_mb
 from gliomap.metrics import dice
+from gliomap.model_file import load_model
 from gliomap.recipe import Inference, NetworkSpec, recipe_json, with_settings
 from gliomap.recipes import RECIPES
-from gliomap.split import SplitOptions, split
 
 WINDOW, OVERLAP = (128, 128, 128), 0.5
 NETWORKS = {
@@ -55,28 +58,29 @@ PEERS = ("monai", "monai_cropped", "nnunet")
 
 
 def trained(name: str, asked: argparse.Namespace) -> Path:
-    """The model of a network, trained now if it is not there yet, and the fold that it has not seen."""
+    """The model of a network, trained now if it is not there yet."""
     folder = asked.models / name
     if not (folder / "model.safetensors").exists():
         if not asked.train:
-            raise SystemExit(f"{folder} has no model.safetensors; train it with --train 10m")
+            raise SystemExit(f"{folder} has no model.safetensors; train it with --train DATA")
         recipe = with_settings(
             RECIPES["segresnet_fair"],
             ["training.patch_size=[64,80,64]", "training.patches=600", "training.validate_every=600"],
         )
         recipe = replace(recipe, name=name, network=NETWORKS[name], inference=Inference())
         write_file(asked.models / f"{name}.json", recipe_json(recipe).encode())
-        command = [sys.executable, "-m", "gliomap", "train", asked.models / f"{name}.json", asked.folder, "-o", folder]
-        subprocess.run([*map(str, command), "--folds", str(asked.folds), "--max-time", asked.train], check=True)
+        command = [sys.executable, "-m", "gliomap", "train", asked.models / f"{name}.json", asked.train, "-o", folder]
+        subprocess.run([*map(str, command), "--max-time", asked.max_time], check=True)
     return folder / "model.safetensors"
 
 
-def held_out(asked: argparse.Namespace) -> list[Study]:
-    """The studies of the fold that is not trained on."""
-    if not asked.folds.exists():
-        split(SplitOptions(asked.folder, asked.folds, folds=5))
-    names = read_json(asked.folds)["folds"][0]
-    return [study for study in labelled_studies(asked.folder, None) if study.id in names][: asked.studies]
+def unseen(model: Path, asked: argparse.Namespace) -> list[Study]:
+    """The studies, none of which may have trained the model or chosen its weights."""
+    studies, card = labelled_studies(asked.folder, None), load_model(model).card
+    seen = {*card["training_studies"], *card["validation_studies"]} & {study.id for study in studies}
+    if seen:
+        raise SystemExit(f"{model} has seen {', '.join(sorted(seen))}")
+    return studies
 
 
 def run(who: str, model: Path, study: Study, place: Path, *, idle: bool = False) -> tuple[float, float]:
@@ -120,9 +124,9 @@ def _peer(who: str, model: Path) -> Callable[[list[Path], Path], None]:
     """What MONAI's and nnU-Net's users write, around the network of a gliomap model."""
     import torch  # noqa: PLC0415
     from monai import transforms as t  # noqa: PLC0415
+    from monai.data import MetaTensor  # noqa: PLC0415
     from monai.inferers import SlidingWindowInferer  # noqa: PLC0415
 
-    from gliomap.model_file import load_model  # noqa: PLC0415
     from gliomap.torch_engine import load_networks  # noqa: PLC0415
 
     (network,) = load_networks(load_model(model))
@@ -149,7 +153,7 @@ def _peer(who: str, model: Path) -> Callable[[list[Path], Path], None]:
         data = prepare({"image": files})
         with torch.inference_mode():
             data["pred"] = infer(data["image"]).argmax(0, keepdim=True).to(torch.uint8)
-        pred = t.MetaTensor(data["pred"], meta=data["image"].meta, applied_operations=data["image"].applied_operations)
+        pred = MetaTensor(data["pred"], meta=data["image"].meta, applied_operations=data["image"].applied_operations)
         back = t.Invertd("pred", prepare, "image", nearest_interp=True, to_tensor=True)
         array = back({"image": data["image"], "pred": pred})["pred"][0].numpy().astype(np.uint8)
         place.mkdir(parents=True, exist_ok=True)
@@ -194,7 +198,8 @@ def scores(study: Study, place: Path) -> list[float]:
 
 def compare(name: str, asked: argparse.Namespace) -> float:
     """Print a table of the contestants with one model; returns the ratio of MONAI's time to that of ``fast``."""
-    model, studies = trained(name, asked), held_out(asked)
+    model = trained(name, asked)
+    studies = unseen(model, asked)
     who = [*(p for p in PEERS if p != "nnunet" or importlib.util.find_spec("nnunetv2")), *GLIOMAP]
     times: dict[str, list[float]] = {one: [] for one in who}
     peaks: dict[str, list[float]] = {one: [] for one in who}
@@ -224,14 +229,47 @@ def compare(name: str, asked: argparse.Namespace) -> float:
     return statistics.median(times["monai"]) / statistics.median(times["fast"])
 
 
+def gpu(rounds: int) -> None:
+    """Print seconds and memory of a pass of paper 004's network on a GPU, as it is and compiled, in float32 and bfloat16.
+
+    Compiled with CUDA graphs, as torch does it to reduce overhead.
+    """
+    import torch  # noqa: PLC0415
+
+    if not torch.cuda.is_available():
+        raise SystemExit("this part needs a CUDA GPU, and torch finds none")
+    from gliomap.networks import build_network  # noqa: PLC0415
+
+    recipe = RECIPES["attention_resunet"]
+    network = build_network(recipe).cuda().eval().to(memory_format=torch.channels_last_3d)
+    images = torch.randn(1, 4, *(recipe.preprocessing.grid or ()), device="cuda")
+    images = images.to(memory_format=torch.channels_last_3d)
+    print(torch.cuda.get_device_name())
+    compiled = torch.compile(network, mode="reduce-overhead")
+    for (how, run), kind in product({"eager": network, "compiled": compiled}.items(), (torch.float32, torch.bfloat16)):
+        torch.cuda.reset_peak_memory_stats()
+        times = []
+        for _ in range(rounds + 3):  # the first ones compile and record
+            begun = time.perf_counter()
+            with torch.inference_mode(), torch.autocast("cuda", kind, enabled=kind != torch.float32):
+                run(images)
+            torch.cuda.synchronize()
+            times.append(time.perf_counter() - begun)
+        memory_gb = torch.cuda.max_memory_allocated() / 1e9
+        print(
+            f"{how:<10}{kind!s:<16}{statistics.median(times[3:]):.3f} s  {memory_gb:.1f} GB  (paper 004: 0.9 s, under 10 GB)"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", metavar="STUDIES")
     parser.add_argument("--models", type=Path, default=Path("inference"), help="where the two models are or go")
-    parser.add_argument("--train", help="how long each may be trained, such as 10m")
+    parser.add_argument("--train", type=Path, metavar="DATA", help="what the models are trained on")
+    parser.add_argument("--max-time", default="10m", help="how long each is trained")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--studies", type=int, default=3)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--gpu", action="store_true", help="time paper 004's network on a GPU, and nothing else")
     parser.add_argument("--alone", nargs=7, help=argparse.SUPPRESS)
     parser.add_argument("--idle", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -240,10 +278,12 @@ def main() -> None:
         who, model, place, *files = asked.alone
         alone(who, Path(model), Path(place), [Path(file) for file in files], idle=asked.idle)
         return
+    if asked.gpu:
+        gpu(asked.rounds)
+        return
     if asked.folder is None:
         parser.error("the folder of STUDIES is missing")
     asked.models.mkdir(parents=True, exist_ok=True)
-    asked.folds = asked.models / "folds.json"
     print(f"{cores()} cores")
     ratios = {name: compare(name, asked) for name in asked.networks}
     print(

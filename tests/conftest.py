@@ -14,3 +14,11 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GLIOMAP_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="module")
+def no_cache() -> Iterator[None]:
+    """For tests that train many networks: without a cache none is converted for OpenVINO, which takes seconds for each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLIOMAP_CACHE", "off")
+        yield

@@ -354,7 +354,9 @@ def test_a_cascade_gives_back_both_networks(cascade):
     loaded = load_model(cascade)
     assert (loaded.name, loaded.recipe) == (f"cascade-{loaded.content_sha256[:8]}", CASCADE)
     assert loaded.coarse is not None
-    assert loaded.coarse.recipe == RECIPE
+    first = load_model(cascade.parent / "first.safetensors")
+    assert (loaded.coarse.recipe, loaded.coarse.name) == (RECIPE, first.name)
+    assert loaded.coarse.content_sha256 == first.content_sha256
     for one, factor in ((loaded, 1.0), (loaded.coarse, 3.0)):
         (own,) = one.members
         assert own.keys() == weights().keys()
@@ -401,6 +403,8 @@ def test_cascades_together_look_where_their_first_networks_together_find_tumour(
 
 def test_a_file_never_says_of_another_that_it_finds_the_tumour(tmp_path):
     first = member(tmp_path, "first")
-    for recipe, coarse in ((RECIPE, first), (CASCADE, None)):
+    twice = replace(CASCADE, name="twice", coarse=Coarse(CASCADE))
+    save_model(tmp_path / "cascade.safetensors", CASCADE, weights(), {}, first)
+    for recipe, coarse in ((RECIPE, first), (CASCADE, None), (twice, load_model(tmp_path / "cascade.safetensors"))):
         with pytest.raises(ValueError, match="finds the tumour"):
             save_model(tmp_path / "wrong.safetensors", recipe, weights(), {}, coarse)

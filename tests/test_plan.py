@@ -147,6 +147,7 @@ def test_what_finds_the_tumour_is_checked_and_planned_too():
     for other, match in (
         (replace(first, modalities=SMALL.modalities[::-1]), "has other modalities"),
         (replace(first, training=replace(SMALL.training, loss=LossSpec("nothing"))), "no loss is called"),
+        (replace(first, coarse=Coarse(replace(SMALL, name="before"))), "needs another that finds it first"),
     ):
         with pytest.raises(UsageError, match=match):
             check(replace(SMALL, coarse=Coarse(other)))

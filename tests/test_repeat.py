@@ -30,6 +30,8 @@ from gliomap.segmenter import Segmenter
 from gliomap.starts import training_time_s
 from gliomap.train import TrainOptions
 
+pytestmark = pytest.mark.usefixtures("no_cache")
+
 repetition = importlib.import_module("gliomap.repeat")
 
 RECIPE = "attention_resunet_small"

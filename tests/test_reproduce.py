@@ -27,6 +27,8 @@ from gliomap.rows import Row, read_rows, rows_csv
 from gliomap.segmenter import Segmenter
 from gliomap.starts import training_time_s
 
+pytestmark = pytest.mark.usefixtures("no_cache")
+
 reproduction = importlib.import_module("gliomap.reproduce")
 training = importlib.import_module("gliomap.train")
 

@@ -2,14 +2,12 @@ import errno
 import json
 import os
 import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import psutil
 import pytest
+from measured import peak_memory_gb
 
 from gliomap.data.datasets import find_studies
 from gliomap.data.study import Study
@@ -133,6 +131,11 @@ def test_what_a_killed_run_left_is_never_taken_for_the_truth(tmp_path: Path) -> 
     (out / "run.json").unlink()  # written last
     assert [(s.id, s.label) for s in find_studies(tmp_path / "data")] == [(study, None) for study in sorted(studies)]
     assert find_studies(tmp_path / "data", outputs=True) == whole
+    inside = out / sorted(studies)[0]
+    assert [s.id for s in find_studies(inside, outputs=True)] == [inside.name]
+    renamed = inside.rename(out / "renamed")
+    assert [s.label for s in find_studies(tmp_path / "data")] == [None, None]
+    renamed.rename(inside)
     assert [s.label.path for s in whole if s.label] == [
         out / study / "segmentation.nii.gz" for study in sorted(studies)
     ]
@@ -251,11 +254,5 @@ def test_a_study_of_usual_size_is_segmented_within_the_memory_that_is_allowed(tm
     for limit in (["--max-memory", "1.1"], []):
         options = ["-o", tmp_path / "out", "-m", tmp_path / "model.safetensors", "--engine", "torch", "--quiet", *limit]
         command = [sys.executable, "-m", "gliomap", "segment", tmp_path / "data" / study, *options]
-        process, peak = psutil.Popen(list(map(str, command))), 0
-        while process.poll() is None:
-            with suppress(psutil.Error):
-                peak = max(peak, process.memory_info().rss)
-            time.sleep(0.005)
-        assert process.returncode == 0
-        peaks_gb.append(peak / 1e9)
+        peaks_gb.append(peak_memory_gb(command))
     assert peaks_gb[0] < 1.1 < peaks_gb[1]

@@ -24,7 +24,7 @@ from gliomap.segmenter import (
     turn_back,
     with_preset,
 )
-from gliomap.volume import Volume
+from gliomap.volume import Box, Volume
 from gliomap.windows import centre_slices, gaussian_weight, pad_to, padded_size, window_starts
 
 segmenter_module = importlib.import_module("gliomap.segmenter")
@@ -529,7 +529,8 @@ def test_entropy_is_one_where_nothing_is_known_and_nought_where_all_is(kind):
 def looking(spacing_mm=None, margin_mm=4.0, **changes):
     """A recipe whose network looks where another that works at 2 mm finds tumour."""
     first = replace(RECIPE, name="first", preprocessing=Preprocessing(spacing_mm=2.0))
-    own = replace(RECIPE, preprocessing=Preprocessing(spacing_mm=spacing_mm), **changes)
+    little = replace(RECIPE.training, patch_size=(4, 4, 4))
+    own = replace(RECIPE, preprocessing=Preprocessing(spacing_mm=spacing_mm), training=little, **changes)
     return replace(own, coarse=Coarse(first, margin_mm)), first
 
 
@@ -538,18 +539,102 @@ def cascade(recipe, first, fine, coarse=threshold_engine, divisors=(1, 1, 1)):
 
 
 @pytest.mark.parametrize("spacing_mm", [None, 1.5])
-def test_a_network_after_another_sees_the_box_about_its_tumour_and_no_more(spacing_mm):
-    volume, tumour, brain = brain_with_tumour()
-    found = cascade(*looking(spacing_mm), everything_engine)(volume).array[0]
-    d, h, w = np.nonzero(tumour)
-    box = np.zeros(SHAPE, bool)
-    box[d.min() - 4 : d.max() + 5, h.min() - 4 : h.max() + 5, w.min() - 4 : w.max() + 5] = True
-    assert not found[~brain].any()
-    inside = np.zeros(SHAPE, bool)
-    inside[found > 0] = True
-    assert inside[tumour].all()
-    assert not inside[~ndimage.binary_dilation(box, iterations=3)].any()  # what a voxel of 2 mm adds
-    assert (found == ET)[ndimage.binary_erosion(box, iterations=3) & brain].all()
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (3.0, 1.0, 2.0)])
+def test_a_network_after_another_sees_the_box_about_its_tumour_and_no_more(spacing, spacing_mm):
+    shape = tuple(round(n / s) for n, s in zip(SHAPE, spacing, strict=True))
+    volume, tumour, brain = brain_with_tumour(shape, spacing)
+    seen = cascade(*looking(spacing_mm), everything_engine)(volume).array[0] > 0
+    margins = [int(np.ceil(4 / s)) for s in spacing]
+    sides = [(hit.min() - m, hit.max() + m + 1) for hit, m in zip(np.nonzero(tumour), margins, strict=True)]
+    rounding = [int(np.ceil(4 / s)) for s in spacing]  # a voxel of 2 mm and one of the network's
+    for grown, inside in ((1, False), (-1, True)):
+        box = np.zeros(shape, bool)
+        box[tuple(slice(max(a - grown * r, 0), b + grown * r) for (a, b), r in zip(sides, rounding, strict=True))] = (
+            True
+        )
+        assert seen[box & brain].all() if inside else not seen[~box].any()
+    assert not seen[~brain].any()
+
+
+def box(*ranges):
+    return Box(*zip(*ranges, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("tumour", "least", "expected"),
+    [
+        # z voxels half as many, y the same, x twice as many as the study's; of 20 x 30 x 64, in multiples of 1, 4 and 8
+        (box((9, 15), (10, 17), (8, 12)), (1, 1, 1), box((4, 8), (10, 18), (16, 24))),
+        (box((9, 15), (10, 17), (8, 12)), (6, 12, 24), box((3, 9), (8, 20), (8, 32))),
+        (box((0, 3), (0, 3), (0, 2)), (4, 8, 16), box((0, 4), (0, 8), (0, 16))),
+        (box((37, 39), (28, 30), (31, 32)), (4, 8, 16), box((16, 20), (22, 30), (48, 64))),
+        (box((0, 39), (1, 29), (0, 32)), (4, 32, 16), box((0, 20), (0, 30), (0, 64))),
+    ],
+)
+def test_a_box_is_widened_by_what_is_around_it_on_the_networks_grid(tumour, least, expected):
+    assert segmenter_module._widened(tumour, (2.0, 1.0, 0.5), least, (1, 4, 8), (20, 30, 64)) == expected
+
+
+def test_a_window_is_filled_with_what_is_around_the_box():
+    volume, _, _ = brain_with_tumour()
+    seen = []
+
+    def engine(images):
+        seen.append(images)
+        return threshold_engine(images)
+
+    recipe, first = looking(margin_mm=0.0, inference=Inference(window=(24, 24, 24)))
+    cascade(recipe, first, engine)(volume)
+    ((window,),) = seen
+    assert window.shape[1:] == (24, 24, 24)
+    assert (window[0] != 0).mean() > 0.6  # of a ball in a box, half
+
+
+@pytest.mark.parametrize("crop", ["brain", "truth_centre"])
+def test_what_finds_the_tumour_sees_the_whole_study_and_its_own_part_of_it(crop):
+    volume, tumour, _ = brain_with_tumour()
+    truth = Volume(tumour[None].astype(np.uint8), volume.affine)
+    recipe, first = looking()
+    seen = []
+
+    def noted(images):
+        seen.append(images)
+        return threshold_engine(images)
+
+    for preprocessing in (Preprocessing(grid=(18, 11, 10)), Preprocessing(crop="truth_centre", crop_size=(20, 20, 20))):
+        finder = replace(first, preprocessing=preprocessing)
+        Segmenter(finder, (Engine(noted, (1, 1, 1)),))(volume, truth)
+        whole = replace(recipe, preprocessing=Preprocessing(crop=crop, crop_size=(30, 30, 30)))
+        cascade(whole, finder, threshold_engine, noted)(volume, truth)
+        alone, before = seen[-2:]
+        np.testing.assert_array_equal(alone, before)
+
+
+def test_presets_reach_what_finds_the_tumour():
+    ran = []
+
+    def engine(name):
+        return Engine(lambda images: (ran.append(name), threshold_engine(images))[1], (1, 1, 1))
+
+    recipe, first = looking(inference=Inference(views=("identity", "rotate_180")))
+    both = tuple(replace(one, inference=recipe.inference) for one in (recipe, first))
+    finder = Segmenter(both[1], (engine("first a"), engine("first b")))
+    segmenter = Segmenter(both[0], (engine("a"), engine("b")), coarse=finder)
+    volume, _, _ = brain_with_tumour()
+    for preset, count in (("fast", 2), ("balanced", 8), ("accurate", 32)):
+        ran.clear()
+        with_preset(segmenter, preset)(volume)
+        assert len(ran) == count
+    assert ran == ["first a", "first b"] * 8 + ["a", "b"] * 8
+
+
+def test_memory_is_kept_for_the_whole_study_that_the_box_is_put_back_into(monkeypatch):
+    volume, _, _ = brain_with_tumour()
+    asked = []
+    monkeypatch.setattr(Segmenter, "_free_bytes", lambda _, whole: (asked.append(whole), 1e9)[1])
+    cascade(*looking(), threshold_engine)(volume)
+    own = [size for size in asked if size != (15, 15, 15)]
+    assert set(own) == {tuple(brain_box(volume).shape)}
 
 
 def test_the_box_is_what_the_network_can_take_and_normalised_as_the_whole_brain_is():

@@ -1,4 +1,5 @@
 import csv
+import importlib
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from gliomap import loop, training_state
 from gliomap.classes import WHOLE_TUMOUR
 from gliomap.data.datasets import find_studies
 from gliomap.errors import InputError, Interrupted, UsageError
+from gliomap.evaluate import EvaluateOptions, evaluate
 from gliomap.export import ExportOptions, export
 from gliomap.model_file import load_model
 from gliomap.phantom import PhantomOptions, phantom
@@ -25,6 +27,11 @@ from gliomap.segment import SegmentOptions, segment
 from gliomap.segmenter import Segmenter
 from gliomap.starts import finished_training
 from gliomap.train import TrainOptions, train
+from gliomap.tune import TuneOptions, tune
+
+pytestmark = pytest.mark.usefixtures("no_cache")
+
+train_module = importlib.import_module("gliomap.train")
 
 SETTINGS = [
     "network.settings.base=4",
@@ -600,31 +607,92 @@ def test_the_time_is_divided_among_the_trainings_that_have_to_run(
     assert limits[2] == pytest.approx(3000, rel=0.02)
 
 
+FIRST = replace(with_settings(RECIPES["attention_resunet_small"], SETTINGS), name="first")
+
+
 def test_what_finds_the_tumour_is_trained_first_and_goes_into_the_model(data: Path, tmp_path: Path) -> None:
-    first = replace(with_settings(RECIPES["attention_resunet_small"], SETTINGS), name="first")
-    recipe = _variant(tmp_path, name="second", coarse=Coarse(first, 2.0))
-    limited = _train(recipe, data, tmp_path / "run", max_time_s=1e-6)
-    assert limited.ended == "time limit reached"
-    shutil.rmtree(tmp_path / "run" / "starts_from")  # it has its own copy
-    result = _train(recipe, data, tmp_path / "run", resume=True)
-    assert (result.patches, result.ended) == (12, "budget reached")
-    model = load_model(result.model)
+    recipe = _variant(tmp_path, name="second", coarse=Coarse(FIRST, 2.0))
+    whole = _train(recipe, data, tmp_path / "whole" / "run")
+    place = tmp_path / "cut" / "run"
+    _train(recipe, data, place, max_time_s=1e-6)
+    shutil.rmtree(place / "starts_from")  # it has its own copy
+    resumed = _train(recipe, data, place, resume=True)
+    assert (resumed.patches, resumed.ended) == (12, "budget reached")
+    model = load_model(whole.model)
     assert model.coarse is not None
-    assert model.coarse.recipe == first
-    copied = load_model(tmp_path / "run" / "coarse.safetensors")
-    assert model.card["coarse"] == copied.name
-    assert _same(model.coarse.members[0], copied.weights)
+    copied = load_model(tmp_path / "whole" / "run" / "coarse.safetensors")
+    assert (model.coarse.recipe, model.coarse.name) == (FIRST, copied.name)
+    assert _same(model.coarse.weights, copied.weights)
+    assert model.card["coarse"] == {"first": {"content_sha256": copied.content_sha256, "ended": "budget reached"}}
+    assert load_model(resumed.model).coarse is not None
+    warning = "the tumour is found for it by first, which did not come to its end (time limit reached)"
+    assert (warning in resumed.warnings, warning in whole.warnings) == (True, False)
+    split = [[s for s in find_studies(data) if s.id in model.card[f"{p}_studies"]] for p in ("training", "validation")]
+    assert finished_training([place], model.recipe, 0, None, split) is None
+    assert finished_training([place], model.recipe, 0, None, split, cut_too=True) == place
+
+
+def test_a_model_that_finds_the_tumour_first_is_used_by_every_verb(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = _train(_variant(tmp_path, name="second", coarse=Coarse(FIRST, 0.0)), data, tmp_path / "run")
     found = segment(SegmentOptions(data, tmp_path / "out", model=result.model, engine="torch", quiet=True))
-    assert len(found.done) == 4
+    assert [len(one.record["passes"]) for one in found.done] == [2] * 4
+    seen: list[str] = []
+    original = Segmenter.segmentation
+
+    def noted(self: Segmenter, *arguments: Any, **keywords: Any) -> Any:
+        seen.append(self.recipe.name)
+        return original(self, *arguments, **keywords)
+
+    monkeypatch.setattr(Segmenter, "segmentation", noted)
+    evaluate(EvaluateOptions(result.model, data, tmp_path / "scores.csv", device="cpu", jobs=1, quiet=True))
+    tune(TuneOptions(result.model, data, tmp_path / "tuned.safetensors", device="cpu", engine="torch", quiet=True))
+    assert seen.count("first") == 8
+    assert load_model(tmp_path / "tuned.safetensors").coarse is not None
     with pytest.raises(UsageError, match="is a cascade"):
         export(ExportOptions(result.model, tmp_path / "net.onnx", "onnx"))
+
+
+def test_a_model_left_by_a_run_that_never_began_does_not_find_the_tumour(data: Path, tmp_path: Path) -> None:
+    recipe = _variant(tmp_path, name="second", coarse=Coarse(FIRST, 2.0))
+    other = _train(recipe, data, tmp_path / "other", seed=5)
+    (tmp_path / "run").mkdir()
+    shutil.copy(tmp_path / "other" / "coarse.safetensors", tmp_path / "run")
+    coarse = load_model(_train(recipe, data, tmp_path / "run").model).coarse
+    assert coarse is not None
+    assert coarse.name != load_model(tmp_path / "other" / "coarse.safetensors").name
+    again = _train(recipe, data, tmp_path / "again", seed=1, begin_with=other.model, max_time_s=1e-6)
+    began = json.loads((tmp_path / "again" / "starts_from" / "first" / "run.json").read_text())["starts_from"]
+    assert began == {}  # only the last network begins with the weights that are given
+    card = load_model(again.model).card
+    assert list(card["starts_from"]) == [load_model(other.model).name]
+
+
+def test_what_starts_a_training_and_finds_the_tumour_for_it_is_trained_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = _variant(tmp_path, name="second", coarse=Coarse(FIRST, 2.0), starts_from=(Start(FIRST),))
+    limits: list[float] = []
+    original = train_module._set_up
+
+    def noted(*arguments: Any) -> Any:
+        limits.append(arguments[-1])
+        return original(*arguments)
+
+    monkeypatch.setattr(train_module, "_set_up", noted)
+    monkeypatch.setattr(train_module, "training_time_s", lambda _: 40.0)
+    _train(recipe, data, tmp_path / "run", max_time_s=100.0)
+    assert limits == [50.0, 60.0]
+    shutil.rmtree(tmp_path / "run" / "tensorboard")
+    _train(recipe, data, tmp_path / "run", max_time_s=100.0, resume=True)
+    assert limits[2:] == [60.0]
 
 
 def test_what_finds_the_tumour_decides_the_validation(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = replace(with_settings(RECIPES["attention_resunet_small"], SETTINGS), name="first")
-    recipe = _variant(tmp_path, name="second", coarse=Coarse(first, 0.0))
+    recipe = _variant(tmp_path, name="second", coarse=Coarse(FIRST, 0.0))
     seen: list[str] = []
     original = Segmenter.segmentation
 

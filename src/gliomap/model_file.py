@@ -47,10 +47,7 @@ class Model:
     @property
     def members(self) -> list[dict[str, Array]]:
         """The weights of each network, by their names in it."""
-        return [
-            {name.removeprefix(prefix): array for name, array in self.weights.items() if name.startswith(prefix)}
-            for prefix in self.prefixes
-        ]
+        return [_under(prefix, self.weights) for prefix in self.prefixes]
 
 
 def content_hash(weights: dict[str, Array]) -> str:
@@ -97,16 +94,23 @@ def save_ensemble(path: Path, models: Sequence[Model]) -> str:
             f"{', '.join(dict.fromkeys(m.recipe.name for m in models))} differ in more than their names; an ensemble is of "
             "trainings of one recipe, with the same settings"
         )
-    coarse = [model.coarse for model in models if model.coarse is not None]
+    coarse = [part for model in models if model.coarse is not None for part in model.coarse.members]
     recipe, networks = models[0].recipe, [model.members[0] for model in models]
-    return _save(path, recipe, networks, _merged_card(models), _together(coarse) if coarse else None)
+    together = _joined(recipe.coarse.recipe, coarse) if recipe.coarse is not None else None
+    return _save(path, recipe, networks, _merged_card(models), together)
 
 
-def _together(models: Sequence[Model]) -> Model:
-    """Several single networks of one recipe as a model whose probabilities are their mean, in no file of its own yet."""
-    weights = {f"{n}.{name}": array for n, model in enumerate(models) for name, array in model.members[0].items()}
-    prefixes = tuple(f"{n}." for n in range(len(models)))
-    return Model(models[0].recipe.name, models[0].recipe, weights, {}, content_hash(weights), prefixes)
+def _joined(recipe: Recipe, networks: Sequence[dict[str, Array]]) -> Model:
+    """Networks of one recipe as the model that a file of theirs alone would hold, but for its card."""
+    prefixes = ("",) if len(networks) == 1 else tuple(f"{n}." for n in range(len(networks)))
+    each = zip(prefixes, networks, strict=True)
+    weights = {f"{prefix}{name}": array for prefix, network in each for name, array in network.items()}
+    digest = content_hash(weights)
+    return Model(_name(recipe, len(networks), digest), recipe, weights, {}, digest, prefixes)
+
+
+def _name(recipe: Recipe, networks: int, digest: str) -> str:
+    return f"{recipe.name}{'_ensemble' if networks > 1 else ''}-{digest[:8]}"
 
 
 def _save(
@@ -114,6 +118,8 @@ def _save(
 ) -> str:
     if (coarse and coarse.recipe) != (recipe.coarse and recipe.coarse.recipe):
         raise ValueError(f"the recipe {recipe.name} does not say that {coarse and coarse.recipe.name} finds the tumour")
+    if coarse is not None and coarse.recipe.coarse is not None:
+        raise ValueError(f"{coarse.recipe.name} needs another before it; a file has one that finds the tumour")
     alone = len(networks) == 1 and coarse is None
     parts = [("" if alone else f"{n}.", "network", recipe, part) for n, part in enumerate(networks)]
     if coarse is not None:
@@ -212,28 +218,27 @@ def _checked(path: Path, header: dict[str, str], weights: dict[str, Array]) -> M
     except (LookupError, TypeError, ValueError, RecursionError, UsageError) as error:
         raise IntegrityError(f"the header of {path} cannot be read: {error}") from error
     owned = all(sum(name.startswith(prefix) for prefix, _, _ in told) == 1 for name in weights)
-    networks, coarse = (_parts(told, role, weights) for role in ("network", "coarse"))
-    expected = networks and networks.recipe.coarse and networks.recipe.coarse.recipe
-    if not owned or networks is None or (coarse and coarse.recipe) != expected:
+    networks, finders = ([(prefix, own) for prefix, r, own in told if r == role] for role in ("network", "coarse"))
+    before = networks[0][1].coarse if networks else None
+    expected = [before.recipe] if before else []  # of which there may be several
+    if (
+        not (owned and networks and _alike([own for _, own in networks]))
+        or [own for _, own in finders[:1]] != expected
+        or len({recipe_json(own) for _, own in finders}) > 1
+    ):
         raise IntegrityError(
             f"the header of {path} cannot be read: its members are too few, of different recipes, or share weights"
         )
-    several = len(networks.prefixes) > 1
-    if kind != _kind(len(networks.prefixes), has_coarse=coarse is not None):
+    if kind != _kind(len(networks), has_coarse=before is not None):
         raise IntegrityError(f"the header of {path} cannot be read: its members make no {kind}")
-    name = f"{networks.name}_ensemble" if several else networks.name
-    return replace(networks, name=f"{name}-{digest[:8]}", card=card, content_sha256=digest, coarse=coarse)
+    recipe, prefixes = networks[0][1], tuple(prefix for prefix, _ in networks)
+    coarse = before and _joined(before.recipe, [_under(prefix, weights) for prefix, _ in finders])
+    own = {name: array for name, array in weights.items() if name.startswith(prefixes)}
+    return Model(_name(recipe, len(networks), digest), recipe, own, card, digest, prefixes, coarse)
 
 
-def _parts(members: Sequence[tuple[str, str, Recipe]], role: str, weights: dict[str, Array]) -> Model | None:
-    """The members of a file with that role as a model of their own; None if there are none, or their recipes differ."""
-    own = [(prefix, recipe) for prefix, told, recipe in members if told == role]
-    if not own or not _alike([recipe for _, recipe in own]):
-        return None
-    prefixes = tuple(prefix for prefix, _ in own)
-    part = {name: array for name, array in weights.items() if name.startswith(prefixes)}
-    recipe = own[0][1]
-    return Model(recipe.name, recipe, part, {}, content_hash(part), prefixes)
+def _under(prefix: str, weights: dict[str, Array]) -> dict[str, Array]:
+    return {name.removeprefix(prefix): array for name, array in weights.items() if name.startswith(prefix)}
 
 
 def default_model() -> Path | None:

@@ -58,7 +58,7 @@ def openvino_engine(converted: Entry) -> Engine:
         about["bytes_per_voxel"],
         only_size,
         "openvino",
-        about.get("seconds_per_voxel", 0.0),
+        about["seconds_per_voxel"] if about.get("threads") == threads() else 0.0,
     )
 
 

@@ -63,13 +63,18 @@ def check(recipe: Recipe) -> None:
     Raises:
         UsageError: a network or loss does not take its settings, a size does not fit the network, a part to freeze does not
             exist, weights will not fit, the batch does not divide into its parts, the target has no region, or what finds
-            the tumour first sees other modalities.
+            the tumour first sees other modalities or needs another before it.
     """
     network = _network(recipe)
     settings = recipe.training
     share_of_batch(settings, 1)
     for before in trained_before(recipe):
         check(before)
+    if recipe.coarse is not None and recipe.coarse.recipe.coarse is not None:
+        raise UsageError(
+            f"{recipe.coarse.recipe.name}, which finds the tumour for {recipe.name}, needs another that finds it first; "
+            "expected a recipe without coarse"
+        )
     if recipe.coarse is not None and recipe.coarse.recipe.modalities != recipe.modalities:
         raise UsageError(
             f"{recipe.coarse.recipe.name}, which finds the tumour for {recipe.name}, has other modalities; expected the same "

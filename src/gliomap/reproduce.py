@@ -34,7 +34,7 @@ from gliomap.repeat import read_record, refuse_another, unfinished
 from gliomap.report.judgement import Outcome, Trained, judge, lines_of
 from gliomap.report.reproduction import Reproduction, claims_csv, lines_csv, markdown, page, share_text
 from gliomap.rows import read_rows
-from gliomap.starts import FINISHED, MODEL, training_time_s
+from gliomap.starts import FINISHED, MODEL, all_ends, training_time_s
 from gliomap.train import TrainOptions, train
 
 QUESTION, FOLDS, SCORES = "reproduce.json", "folds.json", "scores.csv"
@@ -282,7 +282,7 @@ def _collected(name: str, folders: Sequence[Path], rounds: Rounds) -> Trained:
     rows = [row for folder in folders for row in read_rows(folder / SCORES)]
     runs = [read_record(folder / "run.json") for folder in folders]
     patches = [run["patches"] for run in runs if run["ended"] != "nothing to train"]
-    ends = [how for run in runs for how in (run["ended"], *(start["ended"] for start in run["starts_from"].values()))]
+    ends = [how for run in runs for how in all_ends(run)]
     return Trained(
         scores={(row.study, row.region, row.metric): row.value for row in rows},
         studies=rounds.studies,

@@ -85,6 +85,13 @@ class Segmentation(NamedTuple):
     uncertainty: Uncertainty | None
 
 
+class _Part(NamedTuple):
+    """The part of a study that the network is shown, and the study's `voxel_ratio`."""
+
+    shown: Volume
+    ratio: tuple[float, float, float] | None
+
+
 class _Found(NamedTuple):
     """The mean probabilities (K, *) on the network's grid, and each view's and network's class map on the study's."""
 
@@ -127,10 +134,10 @@ class Segmenter:
         Raises:
             InputError: not even the smallest window fits into the memory.
         """
-        shown, ratio = self._shown(volume, truth)
-        found = self._found(shown, ratio, say, keep_maps=uncertainty)
-        classes, changes = self._tidied(self._elected(found, shown, ratio), shown)
-        doubt = self._doubt(found, classes, shown, ratio) if uncertainty else None
+        part = self._part(volume, truth)
+        found = self._found(part, self._tumour_box(volume, truth, say), say, keep_maps=uncertainty)
+        classes, changes = self._tidied(self._elected(found, part), part.shown)
+        doubt = self._doubt(found, classes, part) if uncertainty else None
         return Segmentation(classes.placed_on(volume), changes, doubt)
 
     def with_probabilities(self, volume: Volume, truth: Volume | None = None) -> tuple[Volume, Volume]:
@@ -139,30 +146,32 @@ class Segmenter:
         Probabilities are the mean over views and engines, whatever these are combined by; they are summed up as they come and
         never all in memory.
         """
-        shown, ratio = self._shown(volume, truth)
-        found = self._found(shown, ratio)
-        classes, _ = self._tidied(self._elected(found, shown, ratio), shown)
-        return classes.placed_on(volume), shown.with_array(_on_grid(found.mean, shown.shape, ratio))
+        part = self._part(volume, truth)
+        found = self._found(part, self._tumour_box(volume, truth))
+        classes, _ = self._tidied(self._elected(found, part), part.shown)
+        return classes.placed_on(volume), part.shown.with_array(_on_grid(found.mean, part))
 
-    def logits(self, images: Array, engine: Engine) -> Array:
+    def logits(self, images: Array, engine: Engine, whole: Size | None = None) -> Array:
         """An engine's logits (K, D, H, W) of prepared images (C, D, H, W), in one pass or in windows; see `window`.
 
         Voxels that only windows without brain would cover have logits of 0.
         """
         d, h, w = images.shape[1:]
-        window = self.window((d, h, w), engine)
+        window = self.window((d, h, w), engine, whole)
         if window is None:
             padded = pad_to(images, padded_size((d, h, w), engine.divisors))
             return engine.run(padded[None])[0][(slice(None), *centre_slices(padded.shape[1:], images.shape[1:]))]
         return self._windowed(images, window, engine)
 
-    def plan(self, size: Size) -> str:
+    def plan(self, size: Size, whole: Size | None = None) -> str:
         """How prepared images of that size (D, H, W) will go through the networks, and how long that should take, in words.
+
+        Windows without brain are counted, too, though they are left out. ``whole`` as for `window`.
 
         Raises:
             InputError: not even the smallest window fits into the memory.
         """
-        windows = [self.window(size, engine) for engine in self.engines]
+        windows = [self.window(size, engine, whole) for engine in self.engines]
         shapes = [window or padded_size(size, e.divisors) for window, e in zip(windows, self.engines, strict=True)]
         counts = [
             1 if window is None else len(window_starts(at_least(size, window), window, self.recipe.inference.overlap))
@@ -175,10 +184,11 @@ class Segmenter:
         times = [views * count * math.prod(shape) * engine.seconds_per_voxel for engine, count, shape in each]
         return f"{text}, about {sum(times):.2g} s" if all(times) else text
 
-    def window(self, whole: Size, engine: Engine) -> Size | None:
-        """The windows (D, H, W) that prepared images of a ``whole`` size go through an engine in; None is one pass.
+    def window(self, images: Size, engine: Engine, whole: Size | None = None) -> Size | None:
+        """The windows (D, H, W) that prepared ``images`` of that size go through an engine in; None is one pass.
 
         They are the recipe's, or smaller where these do not fit into the memory: the longest axis is halved until they do.
+        ``whole``: the size of the grid on which the images are a box, which has to be in memory afterwards.
 
         Raises:
             InputError: not even the smallest fits.
@@ -186,8 +196,8 @@ class Segmenter:
         if engine.only_size is not None:
             return engine.only_size
         wanted = self.recipe.inference.window
-        free = self._free_bytes(whole)
-        size = list(wanted or padded_size(whole, engine.divisors))
+        free = self._free_bytes(whole or images)
+        size = list(wanted or padded_size(images, engine.divisors))
         together = 1
         while engine.bytes_per_voxel * math.prod(size) * together > free:
             axis = max(range(3), key=lambda a: size[a] / engine.divisors[a])
@@ -201,61 +211,62 @@ class Segmenter:
             wanted, together = (size[0], size[1], size[2]), WINDOWS_PER_BATCH
         return wanted
 
-    def _shown(self, volume: Volume, truth: Volume | None) -> tuple[Volume, tuple[float, float, float] | None]:
-        """The part of a study that the network is shown, and the study's `voxel_ratio`."""
+    def _part(self, volume: Volume, truth: Volume | None) -> _Part:
         settings = self.recipe.preprocessing
-        return volume.crop(study_box(volume, settings, truth)), voxel_ratio(volume, settings)
+        return _Part(volume.crop(study_box(volume, settings, truth)), voxel_ratio(volume, settings))
 
     def _found(
-        self,
-        shown: Volume,
-        ratio: tuple[float, float, float] | None,
-        say: Callable[[str], None] = lambda _: None,
-        *,
-        keep_maps: bool = False,
+        self, part: _Part, tumour: Box | None, say: Callable[[str], None] = lambda _: None, *, keep_maps: bool = False
     ) -> _Found:
         """What each engine finds in each view, put together as it comes; class maps only if they are asked for or vote."""
-        prepared, target = prepare(shown, self.recipe, ratio).array, self.recipe.target
+        prepared, target = prepare(part.shown, self.recipe, part.ratio).array, self.recipe.target
         keep_maps = keep_maps or self.recipe.inference.combine != "mean"
         views = list(product(self.recipe.inference.views, self.engines))
-        size = prepared.shape[1:]
-        box = self._looked_at(shown, ratio, (size[0], size[1], size[2]), say)
+        d, h, w = prepared.shape[1:]
+        size = (d, h, w)
+        box = Box((0, 0, 0), size)
+        if tumour is not None:
+            box = _widened(tumour, part.ratio, self._least(), self.engines[0].divisors, size)
         prepared = np.ascontiguousarray(prepared[(slice(None), *box.slices)])
-        say(self.plan(box.shape))
+        say(self.plan(box.shape, size))
         mean, maps = np.zeros((len(target.channels), *box.shape), np.float32), []
         for view, engine in views:
-            probabilities = activate(turn_back(self.logits(turn(prepared, view), engine), view), target)
+            probabilities = activate(turn_back(self.logits(turn(prepared, view), engine, size), view), target)
             if keep_maps:
-                maps.append(_decoded(_in_background(probabilities, box, size, target), shown.shape, ratio, target))
+                maps.append(_decoded(_in_background(probabilities, box, size, target), part, target))
             mean += probabilities
         mean /= len(views)
         return _Found(_in_background(mean, box, size, target), maps)
 
-    def _looked_at(
-        self, shown: Volume, ratio: tuple[float, float, float] | None, size: Size, say: Callable[[str], None]
-    ) -> Box:
-        """The part of the network's grid, of that size, that it sees: about the tumour, where something has found it before."""
-        whole = Box((0, 0, 0), size)
+    def _tumour_box(
+        self, volume: Volume, truth: Volume | None, say: Callable[[str], None] = lambda _: None
+    ) -> Box | None:
+        """Where on the grid of what the network is shown another has found the tumour before; None if nothing says."""
         if self.coarse is None or self.recipe.coarse is None:
-            return whole
-        margins = [math.ceil(self.recipe.coarse.margin_mm / s) for s in shown.spacing_mm]
-        box = bounding_box(self.coarse.segmentation(shown, say=say).classes.array[0] > 0, margins)
-        return whole if box is None else _widened(box, ratio or (1.0, 1.0, 1.0), self.engines[0].divisors, size)
+            return None
+        found = self.coarse.segmentation(volume, truth, say=say).classes
+        shown = found.crop(study_box(volume, self.recipe.preprocessing, truth))
+        return bounding_box(
+            shown.array[0] > 0, [math.ceil(self.recipe.coarse.margin_mm / s) for s in volume.spacing_mm]
+        )
 
-    def _elected(self, found: _Found, shown: Volume, ratio: tuple[float, float, float] | None) -> Array:
+    def _least(self) -> Size:
+        """The smallest box that the network is shown, if the study has as much: it has learnt from no less."""
+        return self.engines[0].only_size or self.recipe.inference.window or self.recipe.training.patch_size
+
+    def _elected(self, found: _Found, part: _Part) -> Array:
         """The class map (D, H, W) that the recipe's rule makes of what was found."""
         match self.recipe.inference.combine:
             case "mean":
-                return _decoded(found.mean, shown.shape, ratio, self.recipe.target)
+                return _decoded(found.mean, part, self.recipe.target)
             case "vote":
                 return majority(found.maps)
             case "staple":
                 return staple(found.maps)
 
-    def _doubt(
-        self, found: _Found, classes: Volume, shown: Volume, ratio: tuple[float, float, float] | None
-    ) -> Uncertainty:
-        entropy = _on_grid(relative_entropy(found.mean, self.recipe.target)[None], shown.shape, ratio)
+    def _doubt(self, found: _Found, classes: Volume, part: _Part) -> Uncertainty:
+        shown = part.shown
+        entropy = _on_grid(relative_entropy(found.mean, self.recipe.target)[None], part)
         opinions = tuple(self._tidied(one, shown)[0] for one in found.maps)
         others = np.stack([one.array != classes.array for one in opinions]).mean(0, np.float32)
         return Uncertainty(shown.with_array(entropy * brain_mask(shown)), shown.with_array(others), opinions)
@@ -294,11 +305,14 @@ def with_preset(segmenter: Segmenter, preset: str) -> Segmenter:
     """A segmenter that takes less or more care than its recipe: one of `PRESETS`.
 
     ``fast``: one pass of the first network, as far as the memory allows. ``balanced``: what the recipe says. ``accurate``:
-    every network sees the study flipped in all eight ways, and the mean of the probabilities counts.
+    every network sees the study flipped in all eight ways, and the mean of the probabilities counts. What finds the tumour
+    first takes as much care.
 
     Raises:
         UsageError: there is no such preset.
     """
+    if segmenter.coarse is not None:
+        segmenter = replace(segmenter, coarse=with_preset(segmenter.coarse, preset))
     recipe, inference = segmenter.recipe, segmenter.recipe.inference
     match preset:
         case "fast":
@@ -312,12 +326,15 @@ def with_preset(segmenter: Segmenter, preset: str) -> Segmenter:
     raise UsageError(f"no preset is called {preset!r}; expected {', '.join(PRESETS)}")
 
 
-def _widened(box: Box, ratio: tuple[float, float, float], divisors: Size, size: Size) -> Box:
-    """A box of a study's grid on the network's, as large as the divisors ask where there is room, so that less is padded."""
+def _widened(box: Box, ratio: tuple[float, float, float] | None, least: Size, divisors: Size, size: Size) -> Box:
+    """A box of a study's grid on the network's, of that size: no smaller than ``least`` and a multiple of the divisors.
+
+    What it has more is what is around it; it is smaller only where the study has no more.
+    """
     starts, stops = list[int](), list[int]()
-    for start, stop, r, divisor, n in zip(*box, ratio, divisors, size, strict=True):
+    for start, stop, r, wanted, divisor, n in zip(*box, ratio or (1.0, 1.0, 1.0), least, divisors, size, strict=True):
         low, high = math.floor(start / r), min(math.ceil(stop / r), n)
-        length = min(-(-(high - low) // divisor) * divisor, n)
+        length = min(-(-max(high - low, wanted) // divisor) * divisor, n)
         starts.append(min(max(low - (length - (high - low)) // 2, 0), n - length))
         stops.append(starts[-1] + length)
     return Box((starts[0], starts[1], starts[2]), (stops[0], stops[1], stops[2]))
@@ -334,25 +351,21 @@ def _in_background(probabilities: Array, box: Box, size: tuple[int, ...], target
     return out
 
 
-def _decoded(
-    probabilities: Array, shape: tuple[int, int, int], ratio: tuple[float, float, float] | None, target: Target
-) -> Array:
+def _decoded(probabilities: Array, part: _Part, target: Target) -> Array:
     """The class map (D, H, W) on a study's grid of probabilities on the network's, a few planes at a time."""
-    out = np.empty(shape, np.uint8)
-    for planes in (slice(z, min(z + _PLANES, shape[0])) for z in range(0, shape[0], _PLANES)):
-        part = probabilities[:, planes] if ratio is None else resample(probabilities, shape, _inverse(ratio), planes)
-        out[planes] = target.decode(part)
+    depth = part.shown.shape[0]
+    out = np.empty(part.shown.shape, np.uint8)
+    for planes in (slice(z, min(z + _PLANES, depth)) for z in range(0, depth, _PLANES)):
+        out[planes] = target.decode(_on_grid(probabilities, part, planes))
     return out
 
 
-def _on_grid(array: Array, shape: tuple[int, int, int], ratio: tuple[float, float, float] | None) -> Array:
-    """(C, *) on the network's grid, on a study's."""
-    return array if ratio is None else resample(array, shape, _inverse(ratio))
-
-
-def _inverse(ratio: tuple[float, float, float]) -> tuple[float, float, float]:
-    z, y, x = ratio
-    return 1 / z, 1 / y, 1 / x
+def _on_grid(array: Array, part: _Part, planes: slice = slice(None)) -> Array:
+    """(C, *) on the network's grid, on that of a study: its planes along D."""
+    if part.ratio is None:
+        return array[:, planes]
+    z, y, x = part.ratio
+    return resample(array, part.shown.shape, (1 / z, 1 / y, 1 / x), planes)
 
 
 def relative_entropy(probabilities: Array, target: Target) -> Array:

@@ -1,6 +1,6 @@
 """Trainings that others begin with: finding a finished one, and putting its weights where they belong."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +49,19 @@ def finished_training(
             same = find_recipe(str(folder / "recipe.json")) == recipe
         except (InputError, UsageError):  # no training, or somebody else's
             continue
-        starts = run.get("starts_from", {}).values()
-        ended = [run.get("ended"), *(start.get("ended") for start in starts)]
-        if not same or any(how not in ends for how in ended):
+        if not same or any(how not in ends for how in all_ends(run)):
             continue
         asked = run.get("options", {})
         alike = run.get("seed") == seed and asked.get("labels") == labels and asked.get("begin_with") is None
         if alike and _same_files(run, *split[:2]) and _model_is_whole(folder, run):
             return folder
     return None
+
+
+def all_ends(run: Mapping[str, Any]) -> list[str | None]:
+    """How the training of a record ended, and all that it needed before it."""
+    before = [*run.get("starts_from", {}).values(), *run.get("coarse", {}).values()]
+    return [run.get("ended"), *(one.get("ended") for one in before)]
 
 
 def begun(output: Path) -> bool:
@@ -95,7 +99,7 @@ def begin_with(network: Network, starts: Iterable[tuple[Start, Path]]) -> dict[s
     began: dict[str, dict[str, str]] = {}
     for start, folder in starts:
         model = load_model(folder / MODEL)
-        weights = {name: torch.from_numpy(array) for name, array in model.weights.items()}
+        weights = {name: torch.from_numpy(array) for name, array in model.members[0].items()}
         try:
             network.get_submodule(start.into).load_state_dict(weights)
         except (AttributeError, RuntimeError) as error:
@@ -118,13 +122,15 @@ def begin_with_model(
 
     Raises:
         InputError, IntegrityError: as `load_model`.
-        UsageError: nothing fits.
+        UsageError: nothing fits, or it is an ensemble.
     """
     model = load_model(path)
-    own = network.state_dict()
-    fitting = {
-        name: torch.from_numpy(a) for name, a in model.weights.items() if name in own and own[name].shape == a.shape
-    }
+    if len(model.prefixes) > 1:
+        raise UsageError(
+            f"{path} is an ensemble of {len(model.prefixes)} networks; begin with the model of one of them"
+        )
+    (weights,), own = model.members, network.state_dict()
+    fitting = {name: torch.from_numpy(a) for name, a in weights.items() if name in own and own[name].shape == a.shape}
     other = [name for name in own if name not in fitting]
     if not any(own[name].is_floating_point() for name in fitting):
         raise UsageError(f"no weights of {path} fit the network of this recipe; begin with a model of the same network")

@@ -58,7 +58,8 @@ def convert(model: Model, to: str) -> Entry:
             warnings.simplefilter("ignore")  # of what a trace may miss, which is what the comparison is for
             entry, run = _WRITERS[to](network, _images(network, 1, traced_size), about)
             about["largest_difference"] = _largest_difference(network, run, compared_sizes, model)
-            about["seconds_per_voxel"] = _seconds_per_voxel(network, run)
+            if to == "openvino":
+                about |= {"seconds_per_voxel": _seconds_per_voxel(network, run), "threads": threads()}
     except GliomapError:
         raise
     except Exception as error:  # whatever the tools raise of what they cannot do

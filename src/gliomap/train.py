@@ -31,7 +31,7 @@ from gliomap.loop import fit
 from gliomap.losses import build_loss
 from gliomap.machine import cores
 from gliomap.manifest import RunRecord
-from gliomap.model_file import Model, load_model
+from gliomap.model_file import load_model
 from gliomap.networks import Network, build_network, channels_last
 from gliomap.plan import check, check_memory, keep_heap_if_roomy
 from gliomap.progress import interruptible
@@ -186,7 +186,7 @@ def _train(options: TrainOptions, recipe: Recipe, split: _Split, fabric: Fabric)
         found = prepare_studies(*split[:2], recipe, quiet=options.quiet, workers=_workers(options, fabric))
     keep_heap_if_roomy(recipe, fabric.device)
     run = _set_up(options, recipe, found, fabric, record, limit_s)
-    run.coarse = _coarse(options, recipe, before, fabric)
+    _keep_finder(options, recipe, before, run)
     run.told["studies"] |= {"test": [s.id for s in split[2]], "failed": found.failed}
     if has_checkpoint(options.output):
         restore(run)
@@ -287,10 +287,11 @@ def _trained_before(
     Each is one found below or beside the output (see `finished_training`), or is trained now, below the output. What time
     is left is divided equally among the trainings that have still to run.
     """
-    begun_already = has_checkpoint(options.output) or options.begin_with is not None  # whose weights it begins with
-    needed = [] if begun_already else [start.recipe for start in recipe.starts_from]
-    if recipe.coarse is not None and not (options.output / COARSE).exists():
-        needed.append(recipe.coarse.recipe)
+    begun_already = has_checkpoint(options.output)
+    own_weights = begun_already or options.begin_with is not None
+    starts = [] if own_weights else [start.recipe for start in recipe.starts_from]
+    finders = [] if begun_already or recipe.coarse is None else [recipe.coarse.recipe]
+    needed = list({before.name: before for before in (*starts, *finders)}.values())
     found: dict[str, Path] = {}
     for before in needed:
         places = [own_place(options.output, before), *places_beside(options.output)]
@@ -301,26 +302,31 @@ def _trained_before(
     for one in [*missing, recipe]:
         check_memory(one, fabric.device, fabric.world_size)
     limit = options.max_time_s or math.inf
-    over = [before for before in trained_before(recipe) if before not in needed]
-    limit = max(limit - sum(training_time_s(own_place(options.output, before)) for before in over), 1e-3)
+    over = {own_place(options.output, before) for before in trained_before(recipe) if before not in missing}
+    limit = max(limit - sum(training_time_s(own) for own in over), 1e-3)
     for number, before in enumerate(missing):
         own = own_place(options.output, before)
         share = limit / (len(missing) - number + 1)
-        _train(replace(options, output=own, max_time_s=share), before, split, fabric)
+        _train(replace(options, output=own, max_time_s=share, begin_with=None), before, split, fabric)
         limit = max(limit - training_time_s(own), 1e-3)  # time for one step is always left
         found[before.name] = own
     return found, limit
 
 
-def _coarse(options: TrainOptions, recipe: Recipe, before: dict[str, Path], fabric: Fabric) -> Model | None:
-    """The model that finds the tumour first, of which the output keeps a copy of its own."""
+def _keep_finder(options: TrainOptions, recipe: Recipe, before: dict[str, Path], run: Run) -> None:
+    """The model that finds the tumour first, of which the output keeps a copy of its own for when it is resumed."""
     if recipe.coarse is None:
-        return None
-    place = options.output / COARSE
-    if fabric.is_global_zero and not place.exists():
-        write_file(place, (before[recipe.coarse.recipe.name] / MODEL).read_bytes())
-    fabric.barrier()
-    return load_model(place)
+        return
+    place, name = options.output / COARSE, recipe.coarse.recipe.name
+    if name in before:
+        ended = read_json(before[name] / "run.json")["ended"]
+        if run.fabric.is_global_zero:
+            write_file(place, (before[name] / MODEL).read_bytes())
+        run.fabric.barrier()
+        run.coarse = load_model(place)
+        run.told["coarse"] = {name: {"content_sha256": run.coarse.content_sha256, "ended": ended}}
+    else:
+        run.coarse = load_model(place)
 
 
 def _set_up(
@@ -340,7 +346,12 @@ def _set_up(
     else:
         fabric.to_device(network)
     used = {"training": [s.id for s in found.training], "validation": [s.id for s in found.validation]}
-    told = {"recipe": json.loads(recipe_json(recipe)), "inputs_sha256": found.inputs_sha256, "studies": used}
+    told = {
+        "recipe": json.loads(recipe_json(recipe)),
+        "inputs_sha256": found.inputs_sha256,
+        "studies": used,
+        "coarse": {},
+    }
     return Run(
         recipe=recipe,
         output=options.output,
@@ -381,9 +392,8 @@ def running_mean(network: Network, decay: float) -> AveragedModel:
 
 def _warnings(run: Run) -> list[str]:
     """What a careful reader of the results has to know."""
-    begun_with = run.told["starts_from"].items()
-    return [f"reproduction: {text}" for text in cautions(run.recipe)] + [
-        f"it starts from {name}, which did not come to its end ({how['ended']})"
-        for name, how in begun_with
-        if how["ended"] not in (*FINISHED, GIVEN)
-    ]
+    told = [f"reproduction: {text}" for text in cautions(run.recipe)]
+    for what, part in (("it starts from", "starts_from"), ("the tumour is found for it by", "coarse")):
+        cut = {name: how["ended"] for name, how in run.told[part].items() if how["ended"] not in (*FINISHED, GIVEN)}
+        told += [f"{what} {name}, which did not come to its end ({ended})" for name, ended in cut.items()]
+    return told

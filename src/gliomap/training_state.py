@@ -143,6 +143,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "optimizer": run.optimizer.state_dict(),
         "progress": asdict(run.progress),
         "starts_from": run.told["starts_from"],
+        "coarse": run.told["coarse"],
         "seed": run.seed,
         "threads": torch.get_num_threads(),
         "processes": run.fabric.world_size,
@@ -162,7 +163,7 @@ def save_weights(run: Run, name: str) -> None:
     card |= {
         "validation": plain(run.progress.log[-1]) if run.progress.log else {},
         "starts_from": run.told["starts_from"],
-        "coarse": run.coarse and run.coarse.name,
+        "coarse": run.told["coarse"],
     }
     save_model(run.output / name, run.recipe, weights, card, run.coarse)
 
@@ -197,7 +198,7 @@ def restore(run: Run) -> None:
     if run.mean is not None:
         run.mean.load_state_dict(state["mean"])
     run.progress = Progress(**state["progress"])
-    run.told["starts_from"] = state["starts_from"]
+    run.told |= {part: state[part] for part in ("starts_from", "coarse")}
     for name, now in (("threads", torch.get_num_threads()), ("processes", run.fabric.world_size)):
         if state[name] != now:
             odd.append(

@@ -10,14 +10,13 @@ from networks.tiny import TINY
 from gliomap.data.datasets import find_studies
 from gliomap.data.patches import PatchSampler
 from gliomap.data.prepared import prepare_study
-from gliomap.engines import load_engines
+from gliomap.engines import model_segmenter
 from gliomap.losses import build_loss
 from gliomap.model_file import load_model
 from gliomap.networks import as_slices, build_network
 from gliomap.phantom import PhantomOptions, phantom
 from gliomap.recipe import NetworkSpec, Recipe, Start, recipe_json
 from gliomap.recipes import RECIPES
-from gliomap.segmenter import Segmenter
 from gliomap.train import TrainOptions, train
 
 SIZE = 32
@@ -35,7 +34,7 @@ SIZES = {"swin_unetr": (32, 32, 64), "vnet": (16, 16, 16)}
 
 
 def tiny(recipe: Recipe) -> Recipe:
-    """The recipe with everything that costs made small, in what it starts from too, and nothing else changed."""
+    """The recipe with everything that costs made small, in what is trained before it too, and nothing else changed."""
     name = recipe.network.name
     deep = {1: 1, 8: 2}.get(recipe.training.patch_size[0], 16)  # a slice, a few slices, a volume
     size = SIZES.get(name, (deep, 32, 32))
@@ -49,6 +48,7 @@ def tiny(recipe: Recipe) -> Recipe:
             recipe.preprocessing, grid=recipe.preprocessing.grid and (SIZE,) * 3, crop_size=(16, 32, 32)
         ),
         starts_from=tuple(Start(tiny(start.recipe), start.into) for start in recipe.starts_from),
+        coarse=recipe.coarse and replace(recipe.coarse, recipe=tiny(recipe.coarse.recipe)),
     )
 
 
@@ -72,7 +72,7 @@ def test_it_trains_on_phantoms_and_its_model_segments_one(name, data, tmp_path):
     study = find_studies(data)[0]
     volume, _ = study.read(recipe.modalities)
     truth, _, _ = study.read_classes()
-    classes = Segmenter(model.recipe, load_engines(model, "cpu", "torch"))(volume, truth)
+    classes = model_segmenter(model, "cpu", "torch")(volume, truth)
     assert classes.shape == volume.shape
     assert set(np.unique(classes.array)) <= {0, 1, 2, 3}
 

@@ -127,10 +127,10 @@ def gliomap_outputs(record: Path) -> tuple[list[Study], set[Path]]:
     for row in content.get("studies", []):
         if row.get("status") != "done":
             continue
-        deep = 0 if record.name == "run.json" else len(Path(row["segmentation"]).parts) - 1
-        output = record.parents[deep]
-        taken |= {output / name for name in row["outputs"]}
-        if (label := output / row["segmentation"]).is_file():
+        written = [row["segmentation"], *row.get("outputs", ())]
+        label, *others = (record.parent / (n if record.name == "run.json" else Path(n).name) for n in written)
+        taken |= {label, *others}
+        if label.is_file():
             convention = parse_convention(",".join(f"{v}={n}" for v, n in row["labels"].items()), record.name)
             studies.append(Study(row["study"], {}, ImageFile(label), convention, "gliomap"))
     return studies, taken
