@@ -543,10 +543,10 @@ def cascade(recipe, first, fine, coarse=threshold_engine, divisors=(1, 1, 1)):
 def test_a_network_after_another_sees_the_box_about_its_tumour_and_no_more(spacing, spacing_mm):
     shape = tuple(round(n / s) for n, s in zip(SHAPE, spacing, strict=True))
     volume, tumour, brain = brain_with_tumour(shape, spacing)
-    seen = cascade(*looking(spacing_mm), everything_engine)(volume).array[0] > 0
-    margins = [int(np.ceil(4 / s)) for s in spacing]
+    seen = cascade(*looking(spacing_mm, margin_mm=5.0), everything_engine)(volume).array[0] > 0
+    margins = [int(np.ceil(5 / s)) for s in spacing]
     sides = [(hit.min() - m, hit.max() + m + 1) for hit, m in zip(np.nonzero(tumour), margins, strict=True)]
-    rounding = [int(np.ceil(4 / s)) for s in spacing]  # a voxel of 2 mm and one of the network's
+    rounding = [0 if spacing_mm is None and s == 2 else int(np.ceil(4 / s)) for s in spacing]  # 2 mm find it exactly
     for grown, inside in ((1, False), (-1, True)):
         box = np.zeros(shape, bool)
         box[tuple(slice(max(a - grown * r, 0), b + grown * r) for (a, b), r in zip(sides, rounding, strict=True))] = (
