@@ -71,7 +71,6 @@ def segment(options: SegmentOptions) -> SegmentResult:
     path = _model_path(options.model)
     single = len(studies) == 1 and _is_study_folder(studies[0], options)
     asked = Asked(load_model(path), sha256(path), options, single)
-    segmenter = None if options.ray else build_segmenter(asked.model, options)
     kept, again = _finished_before(studies, asked) if options.resume else ({}, {})
     outcomes: dict[str, StudyResult | Exception] = {**kept}
     interrupted = False
@@ -79,7 +78,7 @@ def segment(options: SegmentOptions) -> SegmentResult:
     with progress_bar("segmenting", len(studies), quiet=options.quiet) as bar:
         bar.advance(len(kept))
         try:
-            for study, outcome in _outcomes(left, asked, segmenter, bar):
+            for study, outcome in _outcomes(left, asked, bar):
                 outcomes[study.id] = outcome
                 bar.advance()
         except KeyboardInterrupt:
@@ -101,13 +100,13 @@ def segment(options: SegmentOptions) -> SegmentResult:
     return result
 
 
-def _outcomes(
-    studies: Sequence[Study], asked: Asked, segmenter: Segmenter | None, bar: Bar
-) -> Iterator[tuple[Study, StudyResult | Exception]]:
-    if segmenter is None:
+def _outcomes(studies: Sequence[Study], asked: Asked, bar: Bar) -> Iterator[tuple[Study, StudyResult | Exception]]:
+    if not studies:
+        return iter(())
+    if asked.options.ray:
         return _on_cluster(studies, asked)
     limited = asked.options.max_memory_gb is not None
-    return (_one_by_one if limited else _pipelined)(studies, asked, segmenter, bar)
+    return (_one_by_one if limited else _pipelined)(studies, asked, bar)
 
 
 def _nothing_done(failed: Mapping[str, Exception], count: int, asked: Asked) -> Exception:
@@ -119,16 +118,16 @@ def _nothing_done(failed: Mapping[str, Exception], count: int, asked: Asked) -> 
     return InputError(f"none of the {count} studies can be segmented; the first failure is {first}: {reason(error)}")
 
 
-def _pipelined(
-    studies: Sequence[Study], asked: Asked, segmenter: Segmenter, bar: Bar
-) -> Iterator[tuple[Study, StudyResult | Exception]]:
+def _pipelined(studies: Sequence[Study], asked: Asked, bar: Bar) -> Iterator[tuple[Study, StudyResult | Exception]]:
     """Each study with what came of it, in order; while one is computed here, a thread reads the next and one writes the last.
 
-    Three studies are in memory at most. Ctrl-C ends the study that is computed, not the one that is written.
+    The first is read while the engine is made ready. Three studies are in memory at most. Ctrl-C ends the study that is
+    computed, not the one that is written.
     """
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         ahead = [reader.submit(read_study, study, asked) for study in studies[:1]]
         behind: list[tuple[Study, Future[StudyResult]]] = []
+        segmenter = build_segmenter(asked.model, asked.options)
         try:
             for number, study in enumerate(studies):
                 reading = ahead.pop()
@@ -143,10 +142,9 @@ def _pipelined(
         yield from _settled(behind)
 
 
-def _one_by_one(
-    studies: Sequence[Study], asked: Asked, segmenter: Segmenter, bar: Bar
-) -> Iterator[tuple[Study, StudyResult | Exception]]:
+def _one_by_one(studies: Sequence[Study], asked: Asked, bar: Bar) -> Iterator[tuple[Study, StudyResult | Exception]]:
     """Each study with what came of it, in order; no other is in memory meanwhile."""
+    segmenter = build_segmenter(asked.model, asked.options)
     for study in studies:
         try:
             segmented = segment_study(
