@@ -12,7 +12,7 @@ from where everything is imported and the model is loaded. The contestants:
   examples have it; ``monai_cropped`` of the brain's box.
 - ``nnunet``: nnU-Net's predictor, same windows, no mirroring.
 - ``fast``, ``balanced``, ``accurate``: `gliomap segment` with these presets, warm: its engine is in the cache. ``windows``
-  is ``fast`` with as little memory as it takes.
+  is ``fast`` with as little memory as it takes, ``torch`` is ``fast`` by torch.
 
 The last line is the ratio of ``monai`` to ``fast``.
 
@@ -53,7 +53,7 @@ NETWORKS = {
     "segresnet": NetworkSpec("segresnet", {"init_filters": 8, "dropout": 0.0}),
     "attention_resunet": NetworkSpec("attention_resunet", {"base": 8}),
 }
-GLIOMAP = ("fast", "balanced", "accurate", "windows")
+GLIOMAP = ("fast", "balanced", "accurate", "windows", "torch")
 PEERS = ("monai", "monai_cropped", "nnunet")
 
 
@@ -109,13 +109,15 @@ def alone(who: str, model: Path, place: Path, files: list[Path], *, idle: bool) 
 def _gliomap(who: str, model: Path) -> Callable[[list[Path], Path], None]:
     from gliomap.segment import SegmentOptions, load_segmenter, segment  # noqa: PLC0415
 
-    load_segmenter(model)
+    engine = "torch" if who == "torch" else "auto"
+    load_segmenter(model, engine=engine)
     least = 1.0 if who == "windows" else None
 
     def run_all(files: list[Path], place: Path) -> None:
         images = dict(zip(("t1", "t1c", "t2", "flair"), files, strict=True))
-        preset = "fast" if who == "windows" else who
-        segment(SegmentOptions(None, place, files=images, model=model, preset=preset, max_memory_gb=least, quiet=True))
+        preset = "fast" if who in ("windows", "torch") else who
+        options = SegmentOptions(None, place, files=images, model=model, preset=preset, engine=engine)
+        segment(replace(options, max_memory_gb=least, quiet=True))
 
     return run_all
 
@@ -200,7 +202,11 @@ def compare(name: str, asked: argparse.Namespace) -> float:
     """Print a table of the contestants with one model; returns the ratio of MONAI's time to that of ``fast``."""
     model = trained(name, asked)
     studies = unseen(model, asked)
-    who = [*(p for p in PEERS if p != "nnunet" or importlib.util.find_spec("nnunetv2")), *GLIOMAP]
+    who = [
+        one
+        for one in dict.fromkeys(("monai", *asked.who, "fast"))
+        if one != "nnunet" or importlib.util.find_spec("nnunetv2")
+    ]
     times: dict[str, list[float]] = {one: [] for one in who}
     peaks: dict[str, list[float]] = {one: [] for one in who}
     dices: dict[str, list[list[float]]] = {one: [] for one in who}
@@ -269,6 +275,9 @@ def main() -> None:
     parser.add_argument("--max-time", default="10m", help="how long each is trained")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument(
+        "--who", nargs="+", default=[*PEERS, *GLIOMAP], choices=[*PEERS, *GLIOMAP], help="besides monai, fast"
+    )
     parser.add_argument("--gpu", action="store_true", help="time paper 004's network on a GPU, and nothing else")
     parser.add_argument("--alone", nargs=7, help=argparse.SUPPRESS)
     parser.add_argument("--idle", action="store_true", help=argparse.SUPPRESS)
