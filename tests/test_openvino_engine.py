@@ -94,6 +94,7 @@ converted = pickle.loads(Path(sys.argv[1]).read_bytes())
 first, second = openvino_engine(converted), openvino_engine(converted)
 del first
 del second
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever this process was begun with
 try:
     signal.raise_signal(signal.SIGINT)
 except KeyboardInterrupt:

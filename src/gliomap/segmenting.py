@@ -323,6 +323,7 @@ def _facts(segmented: SegmentedStudy, asked: Asked) -> dict[str, str]:
     return {
         "Model": f"{model.name} (recipe {model.recipe.name}{networks})",
         "Model sha256": model.content_sha256,
+        "Model file sha256": asked.model_sha256,
         "Found as": read.study.layout,
         "Label values": f"{read.convention}, from {read.convention.evidence}",
         "Preset": f"{asked.options.preset}, run by {segmented.engine}: {'; then '.join(segmented.plans)}",
@@ -333,7 +334,8 @@ def _facts(segmented: SegmentedStudy, asked: Asked) -> dict[str, str]:
 
 
 def _report(result: StudyResult, segmented: SegmentedStudy, asked: Asked) -> StudyReport:
-    read = segmented.read
+    read, doubt = segmented.read, segmented.found.uncertainty
+    maps = {name: getattr(doubt, name).placed_on(read.volume).array[0] for name in UNCERTAINTY} if doubt else {}
     shown = [
         {"region": r.region, "metric": r.metric, "value": _shown(r), "unit": r.unit, "definition": r.definition}
         for r in result.scores
@@ -349,6 +351,9 @@ def _report(result: StudyResult, segmented: SegmentedStudy, asked: Asked) -> Stu
         warnings=tuple(result.warnings),
         truth=None if read.truth is None else read.truth.array[0],
         scores=tuple(shown),
+        affine=read.volume.affine,
+        uncertainty=maps,
+        card=asked.model.card,
     )
 
 

@@ -19,6 +19,19 @@ CGA = replace(
 )
 
 
+@pytest.fixture(autouse=True)
+def _counted_anew():
+    training_cost._memory_bytes.cache_clear()
+    yield
+    training_cost._memory_bytes.cache_clear()
+
+
+def test_a_recipe_is_counted_once_whatever_it_is_called(monkeypatch):
+    counted = training_memory_bytes(CGA)
+    monkeypatch.setattr(training_cost, "count_step", None)
+    assert training_memory_bytes(replace(CGA, name="other", source="elsewhere")) == counted
+
+
 def recipe(name: str, size: tuple[int, int, int], batch: int, **settings) -> Recipe:
     network = NetworkSpec(name, TINY[name] | settings)
     training = Training(patches=100, patch_size=size, batch_size=batch, learning_rate=1.0)
@@ -46,6 +59,7 @@ def test_the_losss_own_memory_counts(monkeypatch):
     druwas = recipe("druwas", (16, 16, 16), 2)
     whole = training_memory_bytes(druwas)
     monkeypatch.setattr(training_cost, "build_loss", lambda _: lambda outputs, *_: {"term": outputs.logits[0].sum()})
+    training_cost._memory_bytes.cache_clear()
     one_hot = 2 * 4 * 16**3 * 4
     assert whole > training_memory_bytes(druwas) + one_hot
 

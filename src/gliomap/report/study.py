@@ -2,8 +2,9 @@
 
 import math
 import re
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 from jinja2 import Template
@@ -11,8 +12,10 @@ from numpy.typing import NDArray
 
 from gliomap.classes import CLASS_NAMES, CLASS_TITLES, REGIONS, region_mask
 from gliomap.report import pictures
+from gliomap.report.lesion_table import find_lesions
 from gliomap.report.pictures import Box, Plane
 from gliomap.report.templating import pages
+from gliomap.report.viewer import Layers, viewer_of
 
 FLAIR_NAMES = ("flair", "t2f", "t2-flair")
 ENHANCED_NAMES = ("t1c", "t1ce", "t1gd", "t1-ce")
@@ -39,6 +42,9 @@ class StudyReport:
         warnings: Printed before everything else.
         truth: (D, H, W) class map of the reference, if there is one.
         scores: Rows with region, metric, value, unit and definition.
+        affine: (4, 4), from a voxel (x, y, z, 1) to mm; without it mm count from the first voxel.
+        uncertainty: Maps (D, H, W) in [0, 1] by name, if there are any.
+        card: What is known about the model, as its file has it.
     """
 
     study: str
@@ -51,6 +57,14 @@ class StudyReport:
     warnings: tuple[str, ...] = ()
     truth: np.ndarray | None = None
     scores: tuple[dict[str, str], ...] = ()
+    affine: np.ndarray | None = None
+    uncertainty: Mapping[str, np.ndarray] = field(default_factory=dict)
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def regions(self) -> tuple[str, ...]:
+        """The regions that the segmentation tells, from the inside to the outside."""
+        return tuple(region for region in REGIONS if region in self.volumes_ml)
 
 
 class Figure(NamedTuple):
@@ -73,11 +87,12 @@ class Cut:
 
 
 class Scene(NamedTuple):
-    """What every picture of a page shares: the box that is shown with its longest side, a grey window per modality."""
+    """What everything on a page shares: the box that is shown with its longest side, and its grey volumes and their windows."""
 
     report: StudyReport
     box: Box
     longest_side_mm: float
+    grey: list[NDArray[np.uint8]]
     windows: tuple[tuple[float, float], ...]
 
 
@@ -88,18 +103,21 @@ def study_page(report: StudyReport) -> str:
         ValueError: The arrays do not have one shape, or there is not one modality name per image.
     """
     check_shapes(report)
+    scene = scene_of(report)
     maps = [report.classes] if report.truth is None else [report.classes, report.truth]
-    box = pictures.brain_box([*report.images, *maps], report.spacing_mm)
-    windows = tuple(pictures.intensity_window(image[box]) for image in report.images)
-    scene = Scene(report, box, pictures.longest_side_mm(box, report.spacing_mm), windows)
-    choice = pictures.choose_slices(report.classes, box, report.spacing_mm)
+    choice = pictures.choose_slices(report.classes, scene.box, report.spacing_mm)
     flair = modality_index(report.modalities, FLAIR_NAMES)
     enhanced = modality_index(report.modalities, ENHANCED_NAMES)
     largest = Cut("axial", choice.whole_tumour)
     channels = range(len(report.modalities))
+    lesion_count, lesions = find_lesions(report.classes, report.spacing_mm, report.regions)
     return template().render(
         report=report,
         found=bool(region_mask(report.classes, "WT").any()),
+        viewer=viewer_of(layers_of(scene, flair, choice.centre)),
+        modality_titles=[modality_title(scene, channel) for channel in channels],
+        lesion_count=lesion_count,
+        lesions=lesions,
         largest=place(scene, largest),
         key_figure=class_figure(scene, enhanced, Cut("axial", choice.tumour_core)),
         plain_figures=[plain_figure(scene, channel, largest) for channel in channels],
@@ -108,7 +126,37 @@ def study_page(report: StudyReport) -> str:
         strip=[class_figure(scene, flair, Cut("axial", index), STRIP_EDGE_PX) for index in choice.strip],
         truth_rows=[] if report.truth is None else truth_rows(scene, report.truth, flair, enhanced),
         reference_ml={} if report.truth is None else volumes_of(report.truth, report.spacing_mm),
-        legend=[CLASS_NAMES[number] for number in pictures.CLASS_COLOURS if np.isin(number, maps)],
+        legend=[CLASS_NAMES[c] for c in pictures.CLASS_COLOURS if any((classes == c).any() for classes in maps)],
+    )
+
+
+def scene_of(report: StudyReport) -> Scene:
+    """Find the box of a study that is shown, and make its images grey there."""
+    maps = [report.classes] if report.truth is None else [report.classes, report.truth]
+    box = pictures.brain_box([*report.images, *maps], report.spacing_mm)
+    windows = tuple(pictures.intensity_window(image[box]) for image in report.images)
+    grey = [pictures.windowed(image[box], window) for image, window in zip(report.images, windows, strict=True)]
+    return Scene(report, box, pictures.longest_side_mm(box, report.spacing_mm), grey, windows)
+
+
+def layers_of(scene: Scene, shown: int, centre: tuple[int, int, int]) -> Layers:
+    """Return what the viewer shows: a modality at first, and the crosshair at a voxel (z, y, x)."""
+    report, box = scene.report, scene.box
+    z, y, x = (side.start for side in box)
+    affine = np.diag([*reversed(report.spacing_mm), 1.0]) if report.affine is None else report.affine.astype(float)
+    moved = affine.copy()
+    moved[:, 3] = affine @ [x, y, z, 1]
+    return Layers(
+        images=scene.grey,
+        windows=scene.windows,
+        classes=report.classes[box],
+        truth=None if report.truth is None else report.truth[box],
+        uncertainty={name: doubt[box] for name, doubt in report.uncertainty.items()},
+        regions=report.regions,
+        affine=moved,
+        start=(z, y, x),
+        shown=shown,
+        crosshair=centre,
     )
 
 
@@ -131,9 +179,9 @@ def check_shapes(report: StudyReport) -> None:
     shape = report.images.shape[1:]
     if report.images.ndim != 4 or len(report.modalities) != report.images.shape[0] or not report.modalities:
         raise ValueError(f"images are {report.images.shape}; expected one (D, H, W) for each of {report.modalities}")
-    for name, classes in (("classes", report.classes), ("truth", report.truth)):
-        if classes is not None and classes.shape != shape:
-            raise ValueError(f"{name} is {classes.shape}; expected the grid of the images, {shape}")
+    for name, volume in {"classes": report.classes, "truth": report.truth, **report.uncertainty}.items():
+        if volume is not None and volume.shape != shape:
+            raise ValueError(f"{name} is {volume.shape}; expected the grid of the images, {shape}")
 
 
 def modality_index(modalities: tuple[str, ...], names: tuple[str, ...]) -> int:
@@ -176,7 +224,8 @@ def scaled(scene: Scene, pixels: np.ndarray, cut: Cut, edge_px: int, *, labels: 
 
 def grey_slice(scene: Scene, channel: int, cut: Cut, edge_px: int = LONGEST_EDGE_PX) -> NDArray[np.uint8]:
     """Return one modality's slice in grey (rows, columns)."""
-    grey = pictures.windowed(displayed(scene, scene.report.images[channel], cut), scene.windows[channel])
+    start = scene.box[pictures.AXES[cut.plane]].start
+    grey = pictures.slice_of(scene.grey[channel], cut.plane, cut.index - start)
     return scaled(scene, grey, cut, edge_px, labels=False)
 
 
