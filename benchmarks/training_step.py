@@ -202,9 +202,8 @@ def dynunet(asked: argparse.Namespace) -> Recipe:
 def one_monai(who: str, asked: argparse.Namespace) -> dict[str, float]:
     """Seconds per sample of either loop in this process."""
     recipe = dynunet(asked)
-    if who == "gliomap":
-        return {"time_s": statistics.median(trained_times(recipe, asked.steps)) / recipe.training.batch_size}
-    return {"time_s": statistics.median(monai_times(recipe, asked.steps)) / recipe.training.batch_size}
+    times = (trained_times if who == "gliomap" else monai_times)(recipe, asked.steps)
+    return {"time_s": statistics.median(times) / recipe.training.batch_size}
 
 
 def monai_times(recipe: Recipe, steps: int) -> list[float]:

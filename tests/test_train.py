@@ -632,12 +632,8 @@ def test_what_finds_the_tumour_is_trained_first_and_goes_into_the_model(data: Pa
     assert finished_training([place], model.recipe, 0, None, split, cut_too=True) == place
 
 
-def test_a_model_that_finds_the_tumour_first_is_used_by_every_verb(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    result = _train(_variant(tmp_path, name="second", coarse=Coarse(FIRST, 0.0)), data, tmp_path / "run")
-    found = segment(SegmentOptions(data, tmp_path / "out", model=result.model, engine="torch", quiet=True))
-    assert [len(one.record["passes"]) for one in found.done] == [2] * 4
+def _noted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The recipes of all segmenters that run from now on, in their order."""
     seen: list[str] = []
     original = Segmenter.segmentation
 
@@ -646,6 +642,16 @@ def test_a_model_that_finds_the_tumour_first_is_used_by_every_verb(
         return original(self, *arguments, **keywords)
 
     monkeypatch.setattr(Segmenter, "segmentation", noted)
+    return seen
+
+
+def test_a_model_that_finds_the_tumour_first_is_used_by_every_verb(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = _train(_variant(tmp_path, name="second", coarse=Coarse(FIRST, 0.0)), data, tmp_path / "run")
+    found = segment(SegmentOptions(data, tmp_path / "out", model=result.model, engine="torch", quiet=True))
+    assert [len(one.record["passes"]) for one in found.done] == [2] * 4
+    seen = _noted(monkeypatch)
     evaluate(EvaluateOptions(result.model, data, tmp_path / "scores.csv", device="cpu", jobs=1, quiet=True))
     tune(TuneOptions(result.model, data, tmp_path / "tuned.safetensors", device="cpu", engine="torch", quiet=True))
     assert seen.count("first") == 8
@@ -693,13 +699,6 @@ def test_what_finds_the_tumour_decides_the_validation(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = _variant(tmp_path, name="second", coarse=Coarse(FIRST, 0.0))
-    seen: list[str] = []
-    original = Segmenter.segmentation
-
-    def noted(self: Segmenter, *arguments: Any, **keywords: Any) -> Any:
-        seen.append(self.recipe.name)
-        return original(self, *arguments, **keywords)
-
-    monkeypatch.setattr(Segmenter, "segmentation", noted)
+    seen = _noted(monkeypatch)
     _train(recipe, data, tmp_path / "run")
     assert seen == ["first"] * 2 + ["second", "first"] * 2

@@ -156,7 +156,7 @@ def read_study(study: Study, asked: Asked) -> ReadStudy:
     volume, warnings = study.read(recipe.modalities, skull_on_anyway=options.skull_on_anyway)
     told = recipe.preprocessing.crop == "truth_centre"
     convention, truth, odd = _known_labels(study, volume, options, needed=told)
-    warnings += odd + [f"reproduction: {text}" for text in cautions(recipe)] + _coarse(recipe.target)
+    warnings += odd + [f"reproduction: {text}" for text in cautions(recipe)] + _not_told_apart(recipe.target)
     return ReadStudy(study, volume, truth, convention, warnings, run, {"read": time.perf_counter() - start})
 
 
@@ -274,7 +274,7 @@ def _ranges(doubt: Uncertainty | None, target: Target) -> dict[str, list[float]]
     return {name: [low, max(v[name] for v in each)] for name in each[0] for low in [min(v[name] for v in each)]}
 
 
-def _coarse(target: Target) -> list[str]:
+def _not_told_apart(target: Target) -> list[str]:
     """What a map cannot tell that its colours and label values would seem to."""
     if len(target.regions) == len(REGIONS):
         return []
