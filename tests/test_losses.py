@@ -145,6 +145,18 @@ def test_the_share_of_the_dice_weighs_both_terms():
         build_loss(LossSpec("cross_entropy_dice", {"dice_share": 1.5}))
 
 
+def test_a_weight_of_the_background_multiplies_its_odds_where_the_loss_is_least():
+    """A logit that is the same everywhere is best at the log of the classes' shares, the background's times its weight."""
+    classes = torch.tensor([0, 0, 0, 0, 0, 1, 2, 3], dtype=torch.uint8).reshape(1, 2, 2, 2)
+    best = torch.tensor([3.0 * 5, 1, 1, 1]).log().requires_grad_()
+    logits = best[None, :, None, None, None].expand(1, 4, 2, 2, 2)
+    terms = cross_entropy_dice(Outputs((logits,)), classes, ALL_CLASSES, 0, background_weight=3.0)
+    (gradient,) = torch.autograd.grad(terms["cross_entropy"], best)
+    torch.testing.assert_close(gradient, torch.zeros(4), atol=1e-6, rtol=0)
+    with pytest.raises(UsageError, match="background_weight"):
+        build_loss(LossSpec("cross_entropy_dice", {"background_weight": 0.0}))
+
+
 def test_binary_cross_entropy_dice_by_hand():
     logits = torch.tensor([0.0, 0.0, 50.0, -50.0]).reshape(1, 1, 1, 2, 2)
     classes = torch.tensor([3, 0, 3, 0], dtype=torch.uint8).reshape(1, 1, 2, 2)

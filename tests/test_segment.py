@@ -163,6 +163,17 @@ def test_scores_of_another_run_are_not_left_beside_a_new_map(tmp_path: Path) -> 
     assert not (tmp_path / "out" / "scores.csv").exists()
 
 
+def test_without_a_report_no_page_is_made_and_that_of_an_earlier_run_goes(tmp_path: Path) -> None:
+    (study,) = _phantom(tmp_path / "data")
+    _segment(tmp_path / "data" / study, tmp_path / "out", uncertainty=True)
+    page = (tmp_path / "out" / "report.html").read_bytes()
+    _segment(tmp_path / "data" / study, tmp_path / "out", report=False)
+    assert set(os.listdir(tmp_path / "out")) == {"segmentation.nii.gz", "run.json"}
+    (tmp_path / "out" / "report.html").write_bytes(page)  # no longer this study's
+    _segment(tmp_path / "data" / study, tmp_path / "out", report=False)
+    assert (tmp_path / "out" / "report.html").read_bytes() == page
+
+
 def test_a_table_of_somebody_else_is_never_removed(tmp_path: Path) -> None:
     (study,) = _phantom(tmp_path / "data")
     _segment(tmp_path / "data" / study, tmp_path / "out", score=True)

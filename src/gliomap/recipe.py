@@ -204,6 +204,8 @@ class Recipe:
     ``modalities`` in the order of the network's input channels. ``source`` says where the recipe comes from.
     ``starts_from``: trainings whose weights this one begins with, run or reused before it. ``frozen``: parts of the network
     that are not trained. ``coarse``: what finds the tumour first, so that this network looks only at the box about it.
+    ``needs_one_of``: a study with one of these modalities is segmented, and those that it lacks are zero, as
+    `Augmentation.modality_dropout` shows them; empty if a study must have all.
     """
 
     __pydantic_config__ = _STRICT
@@ -212,6 +214,7 @@ class Recipe:
     network: NetworkSpec
     training: Training
     modalities: Annotated[tuple[str, ...], pydantic.Field(min_length=1)] = ("t1", "t1c", "t2", "flair")
+    needs_one_of: tuple[str, ...] = ()
     target: Target = ALL_CLASSES
     preprocessing: Preprocessing = Preprocessing()
     augmentation: Augmentation = Augmentation()

@@ -145,7 +145,7 @@ def _predict(task: Task, model: str, truth: Volume, segmenter: Segmenter | None)
             raise InputError(f"there is no prediction for {task.truth.id}")
         classes, convention, odd = label_maps[model].read_classes()
         return _Prediction(classes, convention.classes, [f"prediction: {text}" for text in odd], {}, None)
-    volume, odd = task.truth.read(segmenter.recipe.modalities)
+    volume, odd = task.truth.read(segmenter.recipe.modalities, segmenter.recipe.needs_one_of)
     classes, probabilities = segmenter.with_probabilities(volume, truth)
     target = segmenter.recipe.target
     of_regions = {r: target.region_probability(probabilities.array, r) for r in target.regions}

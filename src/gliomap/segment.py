@@ -21,6 +21,7 @@ from gliomap.progress import Bar, progress_bar
 from gliomap.rows import Row, read_rows, rows_csv
 from gliomap.segmenter import Segmenter
 from gliomap.segmenting import (
+    FILES,
     Asked,
     ReadStudy,
     SegmentedStudy,
@@ -35,6 +36,8 @@ from gliomap.segmenting import (
     study_files,
     study_inputs,
 )
+
+TABLES = ("scores.csv", "volumes.csv")
 
 
 @dataclass(frozen=True)
@@ -196,21 +199,31 @@ def _settled(writing: Sequence[tuple[Study, Future[StudyResult]]]) -> Iterator[t
 
 
 def _replace_files(record: Path, contents: Mapping[Path, bytes], asked: Asked) -> None:
-    """Write a study's or a run's files with their record, and remove the tables that an earlier one left and these do not replace.
+    """Write a study's or a run's files with their record, and remove those that an earlier one left and these do not replace.
 
-    Tables that are not as the earlier record says are somebody else's, and stay.
+    Files that are not as the earlier record says are somebody else's, and stay.
     """
     written = {asked.options.output / path: content for path, content in contents.items()}
-    try:
-        earlier = read_json(record)
-    except InputError:  # none, or somebody else's
-        earlier = {}
-    tables = earlier.get("tables", {}) if isinstance(earlier, dict) and earlier.get("verb") == "segment" else {}
-    left = [record.with_name(name) for name in ("scores.csv", "volumes.csv") if name in tables]
-    stale = [path for path in left if path not in written and _is_as_written(path, tables[path.name])]
+    left = _left_before(record, asked)
+    stale = [path for path, digest in left.items() if path not in written and _is_as_written(path, digest)]
     write_files(written)
     for path in stale:
         path.unlink()
+
+
+def _left_before(record: Path, asked: Asked) -> dict[Path, str]:
+    """The tables, and of a study all files, that an earlier record says were written, with their SHA-256."""
+    try:
+        run = read_json(record)
+        if run["verb"] != "segment":
+            return {}
+        left = {record.with_name(name): digest for name, digest in run["tables"].items() if name in TABLES}
+        if record.name == "record.json" or asked.single:
+            named = run["studies"][0]["outputs"].items()
+            left |= {record.with_name(Path(name).name): digest for name, digest in named if Path(name).name in FILES}
+    except (InputError, LookupError, TypeError, ValueError, AttributeError):  # none, or somebody else's
+        return {}
+    return left
 
 
 def _is_as_written(path: Path, digest: str) -> bool:

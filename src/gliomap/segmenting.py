@@ -37,6 +37,8 @@ from gliomap.volume import Volume
 
 UNCERTAINTY = ("entropy", "disagreement")
 """The maps of an `Uncertainty`, each of which is a file."""
+FILES = ("segmentation.nii.gz", "report.html", *(f"{name}.nii.gz" for name in UNCERTAINTY))
+"""What a study can leave beside its record and its scores."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class SegmentOptions:
     ``resume`` leaves out the studies that are finished in ``output`` already (see `segment`). ``ray`` is the address of a
     Ray cluster whose machines do the work. ``preset`` is one of `segmenter.PRESETS`. ``max_memory_gb``: what the process may use in
     all, in 10^9 bytes. ``uncertainty`` also says where the segmentation is in doubt, and between what its volumes lie.
+    Without ``report`` no page is made.
     """
 
     study: Path | None
@@ -68,6 +71,7 @@ class SegmentOptions:
     quiet: bool = False
     resume: bool = False
     ray: str | None = None
+    report: bool = True
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,7 @@ class Asked:
 
     def outputs(self, study: Study) -> list[Path]:
         """Every file that a study can leave, relative to the output."""
-        names = ("segmentation.nii.gz", "report.html", "scores.csv", *(f"{name}.nii.gz" for name in UNCERTAINTY))
-        return [self.record(study), *(self.folder(study) / name for name in names)]
+        return [self.record(study), *(self.folder(study) / name for name in (*FILES, "scores.csv"))]
 
     def model_facts(self) -> dict[str, Any]:
         """What records say of the model."""
@@ -153,7 +156,7 @@ def read_study(study: Study, asked: Asked) -> ReadStudy:
     """
     run, start = RunRecord("segment", asked.options), time.perf_counter()
     recipe, options = asked.model.recipe, asked.options
-    volume, warnings = study.read(recipe.modalities, skull_on_anyway=options.skull_on_anyway)
+    volume, warnings = study.read(recipe.modalities, recipe.needs_one_of, skull_on_anyway=options.skull_on_anyway)
     told = recipe.preprocessing.crop == "truth_centre"
     convention, truth, odd = _known_labels(study, volume, options, needed=told)
     warnings += odd + [f"reproduction: {text}" for text in cautions(recipe)] + _not_told_apart(recipe.target)
@@ -185,9 +188,10 @@ def study_files(segmented: SegmentedStudy, asked: Asked) -> tuple[StudyResult, d
         scores = score_rows(study.id, asked.model.name, measured)
     result = StudyResult(study.id, volumes_ml(classes, target), scores, read.warnings, {})
     labels = classes.with_array(read.convention.encode(classes.array[0]))
-    like = study.images[asked.model.recipe.modalities[0]].path
-    page = study_page(_report(result, segmented, asked))
-    maps = {folder / "segmentation.nii.gz": map_bytes(labels, like), folder / "report.html": page.encode()}
+    like = next(study.images[m].path for m in asked.model.recipe.modalities if m in study.images)
+    maps = {folder / "segmentation.nii.gz": map_bytes(labels, like)}
+    if asked.options.report:
+        maps[folder / "report.html"] = study_page(_report(result, segmented, asked)).encode()
     if doubt:
         maps |= {folder / f"{name}.nii.gz": map_bytes(_rounded(getattr(doubt, name)), like) for name in UNCERTAINTY}
     tables = {folder / "scores.csv": rows_csv(scores)} if asked.options.score else {}
@@ -340,10 +344,12 @@ def _report(result: StudyResult, segmented: SegmentedStudy, asked: Asked) -> Stu
         {"region": r.region, "metric": r.metric, "value": _shown(r), "unit": r.unit, "definition": r.definition}
         for r in result.scores
     ]
+    modalities = asked.model.recipe.modalities
+    there = [channel for channel, name in enumerate(modalities) if name in read.study.images]
     return StudyReport(
         study=result.study,
-        modalities=asked.model.recipe.modalities,
-        images=read.volume.array,
+        modalities=tuple(modalities[channel] for channel in there),
+        images=read.volume.array if len(there) == len(modalities) else read.volume.array[there],
         classes=segmented.found.classes.array[0],
         spacing_mm=read.volume.spacing_mm,
         volumes_ml=result.volumes_ml,

@@ -42,6 +42,7 @@ def segment(
         float | None, typer.Option(metavar="GB", help="What the process may use; what is free, if not given.", min=0.1)
     ] = None,
     uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Also write where it is in doubt.")] = False,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Make the page of each study.")] = True,
     device: Device = "auto",
     engine: Engine = "auto",
     quiet: Quiet = False,
@@ -59,7 +60,7 @@ def segment(
     files = {name: path for name, path in given.items() if path is not None}
     options = SegmentOptions(
         study, output, files, seg, model, labels, output_labels, score, skull_on_anyway, device, engine, preset,
-        max_memory, uncertainty, quiet or json, resume, ray,
+        max_memory, uncertainty, quiet or json, resume, ray, report,
     )  # fmt: skip
     result = run(options)
     if json:

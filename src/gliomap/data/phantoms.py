@@ -1,6 +1,6 @@
 """Phantoms as studies to train on: nothing is written, each is grown when it is read."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -48,7 +48,11 @@ class PhantomStudy(Study):
     randomise: float = 0.0
 
     def read(
-        self, modalities: Sequence[str] = MODALITIES, *, skull_on_anyway: bool = False
+        self,
+        modalities: Sequence[str] = MODALITIES,
+        needs_one_of: Collection[str] = (),  # noqa: ARG002 - it lacks none
+        *,
+        skull_on_anyway: bool = False,
     ) -> tuple[Volume, list[str]]:
         """The modalities in that order, as `Study.read` gives them.
 

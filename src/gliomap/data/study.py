@@ -1,7 +1,7 @@
 """A study: the files of one examination, read as Volumes and refused where they would give a wrong answer."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -53,9 +53,15 @@ class Study:
         return subject[0] if subject else re.sub(r"(?<=^BraTS-)(.+-\d+)-\d{3}$", r"\1", self.id)
 
     def read(
-        self, modalities: Sequence[str] = MODALITIES, *, skull_on_anyway: bool = False
+        self,
+        modalities: Sequence[str] = MODALITIES,
+        needs_one_of: Collection[str] = (),
+        *,
+        skull_on_anyway: bool = False,
     ) -> tuple[Volume, list[str]]:
         """The modalities in that order as one float32 Volume (C, D, H, W) in RAS+, and what is odd about them.
+
+        With ``needs_one_of`` a study that has one of these may lack others, whose images are zero.
 
         Raises:
             InputError: a modality is missing or unreadable, the grids differ, or the voxels would give a wrong answer
@@ -63,17 +69,24 @@ class Study:
         """
         if self.problem:
             raise InputError(self.problem)
+        there = [m for m in modalities if m in self.images]
         missing = [m for m in modalities if m not in self.images]
-        if missing:
+        if missing and not set(there) & set(needs_one_of):
+            needed = f"{' or '.join(needs_one_of)} at least" if needs_one_of else ", ".join(modalities)
             raise InputError(
-                f"the modality {', '.join(missing)} is missing: the model needs {', '.join(modalities)} and this study has "
+                f"the modality {', '.join(missing)} is missing: the model needs {needed} and this study has "
                 f"{', '.join(self.images) or 'none'}. Check the file names or give the files one by one (--t1 --t1c --t2 --flair)"
             )
-        volumes = [v.to_ras() for v in read_images([self.images[m] for m in modalities])]
-        for name, volume in zip(modalities[1:], volumes[1:], strict=True):
-            _same_grid(modalities[0], volumes[0], name, volume)
-        volume = Volume(np.stack([v.array[0] for v in volumes]).astype(np.float32), volumes[0].affine)
-        return volume, check_images(volume, modalities, skull_on_anyway=skull_on_anyway)
+        volumes = [v.to_ras() for v in read_images([self.images[m] for m in there])]
+        for name, volume in zip(there[1:], volumes[1:], strict=True):
+            _same_grid(there[0], volumes[0], name, volume)
+        found = Volume(np.stack([v.array[0] for v in volumes]).astype(np.float32), volumes[0].affine)
+        odd = check_images(found, there, skull_on_anyway=skull_on_anyway)
+        if not missing:
+            return found, odd
+        array = np.zeros((len(modalities), *found.shape), np.float32)
+        array[[m in self.images for m in modalities]] = found.array
+        return found.with_array(array), [*odd, f"{', '.join(missing)} is missing: the segmentation is less reliable"]
 
     def read_classes(self, brain: Volume | None = None) -> tuple[Volume, Convention, list[str]]:
         """The label file as a class map Volume (1, D, H, W) uint8 in RAS+, its convention, and what is odd about it.

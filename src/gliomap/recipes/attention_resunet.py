@@ -91,7 +91,7 @@ SMALL = replace(
         schedule="cosine",
         validate_every=600,
         foreground_share=0.33,
-        loss=LossSpec("cross_entropy_dice", {"dice_share": 0.1}),
+        loss=LossSpec("cross_entropy_dice", {"dice_share": 0.1, "background_weight": 2.0}),
     ),
     inference=Inference(window=None),
     postprocessing=(StepSpec("remove_small_components", {"min_voxels": 30}),),
