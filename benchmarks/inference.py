@@ -11,8 +11,8 @@ from where everything is imported and the model is loaded. The contestants:
 - ``monai``: `sliding_window_inference` of the whole image, windows of 128^3, overlap 0.5, gaussian weights, as its BraTS
   examples have it; ``monai_cropped`` of the brain's box.
 - ``nnunet``: nnU-Net's predictor, same windows, no mirroring.
-- ``fast``, ``balanced``, ``accurate``: `gliomap segment` with these presets, warm: its engine is in the cache. ``windows``
-  is ``fast`` with as little memory as it takes, ``torch`` is ``fast`` by torch.
+- ``fast``, ``balanced``, ``accurate``: `gliomap segment --no-report` with these presets, warm: its engine is in the cache.
+  ``report`` is ``fast`` with the page, which no peer makes; ``windows`` is ``fast`` within 1 GB, ``torch`` is ``fast`` by torch.
 
 The last line is the ratio of ``monai`` to ``fast``.
 
@@ -53,7 +53,8 @@ NETWORKS = {
     "segresnet": NetworkSpec("segresnet", {"init_filters": 8, "dropout": 0.0}),
     "attention_resunet": NetworkSpec("attention_resunet", {"base": 8}),
 }
-GLIOMAP = ("fast", "balanced", "accurate", "windows", "torch")
+PRESETS = ("fast", "balanced", "accurate")
+GLIOMAP = (*PRESETS, "report", "windows", "torch")
 PEERS = ("monai", "monai_cropped", "nnunet")
 
 
@@ -100,26 +101,26 @@ def run(who: str, model: Path, study: Study, place: Path, *, idle: bool = False)
 
 def alone(who: str, model: Path, place: Path, files: list[Path], *, idle: bool) -> None:
     """One contestant in this process; prints its largest memory in MB."""
-    segments = _gliomap(who, model) if who in GLIOMAP else _peer(who, model)
-    if not idle:
-        segments(files, place)
+    if who in GLIOMAP:
+        _gliomap(who, model, place, files, idle=idle)
+    else:
+        segments = _peer(who, model)
+        if not idle:
+            segments(files, place)
     print(peak_memory_mb())
 
 
-def _gliomap(who: str, model: Path) -> Callable[[list[Path], Path], None]:
+def _gliomap(who: str, model: Path, place: Path, files: list[Path], *, idle: bool) -> None:
     from gliomap.segment import SegmentOptions, load_segmenter, segment  # noqa: PLC0415
 
     engine = "torch" if who == "torch" else "auto"
-    load_segmenter(model, engine=engine)
-    least = 1.0 if who == "windows" else None
-
-    def run_all(files: list[Path], place: Path) -> None:
-        images = dict(zip(("t1", "t1c", "t2", "flair"), files, strict=True))
-        preset = "fast" if who in ("windows", "torch") else who
-        options = SegmentOptions(None, place, files=images, model=model, preset=preset, engine=engine)
-        segment(replace(options, max_memory_gb=least, quiet=True))
-
-    return run_all
+    if idle:
+        load_segmenter(model, engine=engine)
+        return
+    images = dict(zip(("t1", "t1c", "t2", "flair"), files, strict=True))
+    preset = who if who in PRESETS else "fast"
+    options = SegmentOptions(None, place, files=images, model=model, preset=preset, engine=engine, quiet=True)
+    segment(replace(options, max_memory_gb=1.0 if who == "windows" else None, report=who == "report"))
 
 
 def _peer(who: str, model: Path) -> Callable[[list[Path], Path], None]:

@@ -1,10 +1,12 @@
-"""Makes the model that ships: python scripts/default_model.py REAL_STUDIES WORK_FOLDER [--patches N] [--phantoms N]
+"""Makes the model that ships: python scripts/default_model.py REAL_STUDIES WORK_FOLDER
 
-REAL_STUDIES is a folder of labelled studies; those of the 2013 set (not free for this use) are left out. Phantoms are added,
-a tenth of all patients validates, and the best weights are packed in half precision into src/gliomap/weights.
+REAL_STUDIES is a folder of labelled studies; those of the 2013 set (not free for this use) are left out. A first training sees
+phantoms only; the recipe `default` goes on from there with the real studies and some phantoms, of which a tenth of all patients
+validates. The best weights are packed in half precision into src/gliomap/weights. What is interrupted continues.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +20,24 @@ from gliomap.train import TrainOptions, train
 
 WEIGHTS = Path(__file__).parents[1] / "src" / "gliomap" / "weights"
 SEED = 0
+PHANTOMS = {"start": (60, 1, 0.0), "realistic": (10, 100, 0.0), "varied": (5, 103, 0.3)}
+"""Of each folder how many, the first seed, and how much their contrasts vary; far from the seeds of the demo and of users."""
+PHANTOM_PATCHES = 2400
 ATTRIBUTION = (
-    "Trained on studies of the BraTS 2018 to 2023 training data (CC BY 4.0; Baid et al. 2021, arXiv:2107.02314; Bakas et al. "
-    "2017, doi:10.1038/sdata.2017.117; Menze et al. 2015, doi:10.1109/TMI.2014.2377694) and on gliomap phantoms"
+    "Trained on gliomap phantoms, then on studies of the BraTS 2018 to 2023 training data (CC BY 4.0; Baid et al. 2021, "
+    "arXiv:2107.02314; Bakas et al. 2017, doi:10.1038/sdata.2017.117; Menze et al. 2015, doi:10.1109/TMI.2014.2377694)"
 )
 
 
-def gather(real: Path, folder: Path, phantoms: int) -> None:
+def grow(folder: Path, name: str) -> Path:
+    """A folder of phantoms, grown if it is not there."""
+    count, seed, randomise = PHANTOMS[name]
+    if not (folder / name).exists():
+        phantom(PhantomOptions(folder / name, studies=count, seed=seed, randomise=randomise))
+    return folder / name
+
+
+def gather(real: Path, folder: Path) -> Path:
     """Links to the real studies and freshly grown phantoms in one folder."""
     for study in find_studies(real):
         if study.label is not None and "_2013_" not in study.id:
@@ -33,14 +46,19 @@ def gather(real: Path, folder: Path, phantoms: int) -> None:
             place.parent.mkdir(parents=True, exist_ok=True)
             if not place.exists():
                 place.symlink_to(source)
-    for name, count, randomise in (("realistic", phantoms - phantoms // 3, 0.0), ("varied", phantoms // 3, 0.3)):
-        seed = 100 + int(10 * randomise)  # far from the seeds of the demo and of users
-        phantom(PhantomOptions(folder / name, studies=count, seed=seed, randomise=randomise))
+    for name in ("realistic", "varied"):
+        grow(folder, name)
+    return folder
 
 
-def pack(trained: Path) -> str:
+def trained(options: TrainOptions) -> Path:
+    """The model file of a training, which is begun, continued or done already."""
+    return train(replace(options, resume=(options.output / "checkpoint.pt").exists())).model
+
+
+def pack(model_file: Path) -> str:
     """The trained model in half precision, with its card, where the package ships it; returns the content hash."""
-    model = load_model(trained)
+    model = load_model(model_file)
     weights = {n: w.astype(np.float16) if w.dtype == np.float32 else w for n, w in model.weights.items()}
     card = model.card | {
         "data": ATTRIBUTION,
@@ -55,17 +73,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("real", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--patches", type=int, default=6000)
-    parser.add_argument("--phantoms", type=int, default=15)
     asked = parser.parse_args()
-    data, folds, run = asked.work / "data", asked.work / "folds.json", asked.work / "run"
-    if not data.exists():
-        gather(asked.real, data, asked.phantoms)
+    work: Path = asked.work
+    settings = [f"training.patches={PHANTOM_PATCHES}", "training.validate_every=800"]
+    start = TrainOptions("attention_resunet_small", grow(work, "start"), work / "started", settings, seed=SEED)
+    data, folds = gather(asked.real, work / "data"), work / "folds.json"
     split(SplitOptions(data, folds, folds=10, seed=SEED))
-    settings = [f"training.patches={asked.patches}"]
-    resume = (run / "checkpoint.pt").exists()
-    train(TrainOptions("attention_resunet_small", data, run, settings, folds, seed=SEED, resume=resume))
-    print(pack(run / "model.safetensors"))
+    print(pack(trained(TrainOptions("default", data, work / "run", [], folds, seed=SEED, begin_with=trained(start)))))
 
 
 if __name__ == "__main__":

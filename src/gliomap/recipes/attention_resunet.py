@@ -97,6 +97,15 @@ SMALL = replace(
     postprocessing=(StepSpec("remove_small_components", {"min_voxels": 30}),),
 )
 
+DEFAULT = replace(
+    SMALL,
+    name="default",
+    source="ours: attention_resunet_small for studies that may lack modalities, as `make default-model` trains it",
+    needs_one_of=("t1c", "flair"),
+    augmentation=replace(SMALL.augmentation, modality_dropout=0.1),
+    training=replace(SMALL.training, patches=4500, validate_every=1500),
+)
+
 CASCADE = replace(
     SMALL,
     name="attention_resunet_cascade",

@@ -5,12 +5,15 @@ attention module keeps its own loss terms, a 2-D network sees slices, and what s
 with them.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 
-from gliomap.recipe import Augmentation, Inference, LossSpec, NetworkSpec, Recipe, Start, Training, cautions
+from gliomap.recipe import Augmentation, Inference, LossSpec, NetworkSpec, Recipe, Size, Start, Training, cautions
 
 PATCHES, EPOCHS = 20_000, 20
+BUDGET_STEP = 12
+"""A budget that is a multiple of this has halves and thirds of whole batches, so that fusions spend exactly as much as others."""
 SLICES = (8, 192, 192)
 """A patch of a 2-D network: eight axial slices, which cost about what a 3-D patch costs."""
 
@@ -82,6 +85,47 @@ def fair(recipe: Recipe, budget: int = PATCHES) -> Recipe:
     starts = zip(recipe.starts_from, shares[1:], strict=True)
     starts_from = tuple(Start(_stage(start.recipe, share), start.into) for start, share in starts)
     return replace(twin, training=training, starts_from=starts_from, frozen=recipe.frozen)
+
+
+def with_budget(recipe: Recipe, budget: int, spacing_mm: float | None = None) -> Recipe:
+    """A recipe of this protocol with another ``budget`` of patches, shared with what it starts from as it was.
+
+    Each of its trainings is validated once, at its end, so that no validation chooses anything; there is one epoch, and a
+    loss term that waits for a later one counts from the beginning. With ``spacing_mm`` the network works at that voxel size
+    and not at the studies' own 1 mm, on patches and windows of as many millimetres.
+    """
+    training, scale = recipe.training, spacing_mm or 1.0
+    total = sum(stage.training.patches for stage in (recipe, *(start.recipe for start in recipe.starts_from)))
+
+    def share(stage: Recipe) -> int:
+        batch = stage.training.batch_size
+        return batch * max(round(budget * stage.training.patches / total / batch), 1)
+
+    def scaled(size: Size) -> Size:
+        depth, height, width = (max(round(n / scale), 1) for n in size)
+        return depth, height, width
+
+    starts = []
+    for start in recipe.starts_from:
+        stage = with_budget(start.recipe, share(start.recipe), spacing_mm)
+        named = replace(stage, name=re.sub(r"\d+$", str(stage.training.patches), stage.name))
+        starts.append(replace(start, recipe=named))
+    waits = {"inter_from_epoch": 0} if "inter_from_epoch" in training.loss.settings else {}
+    own = replace(
+        training,
+        patches=share(recipe),
+        validate_every=share(recipe),
+        patch_size=scaled(training.patch_size),
+        loss=replace(training.loss, settings=training.loss.settings | waits),
+    )
+    window = recipe.inference.window
+    return replace(
+        recipe,
+        training=own,
+        preprocessing=replace(recipe.preprocessing, spacing_mm=spacing_mm or recipe.preprocessing.spacing_mm),
+        inference=replace(recipe.inference, window=window and scaled(window)),
+        starts_from=tuple(starts),
+    )
 
 
 def _stage(recipe: Recipe, budget: int) -> Recipe:
