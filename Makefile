@@ -12,7 +12,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[itk,fast,export]" --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[itk,fast,export,explain]" --group dev
 	touch $@
 
 demo: install
@@ -25,7 +25,7 @@ lint: install
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # What takes too long for the tests: one line per claim, with what was measured.
 acceptance: install

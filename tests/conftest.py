@@ -1,18 +1,42 @@
-"""One thread per test process, since the suite runs two at once on two cores, and a cache of its own."""
+"""One thread per test process, since the suite runs two at once on two cores, a cache of its own, and phantoms grown once."""
 
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 
 import pytest
+
+from gliomap import phantom
+from gliomap.data.synthetic import Phantom, make_phantom
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tests never read or write the user's cache, nor do the processes that they start."""
+    """Tests never read or write the user's cache, nor do the processes that they start; those of one run share theirs."""
+    base = tmp_path_factory.getbasetemp()
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    place.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GLIOMAP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("GLIOMAP_CACHE", str(place))
+        yield
+
+
+@lru_cache(maxsize=64)
+def grown(number: int, **how: object) -> Phantom:
+    """A phantom that nobody can change, since others get the same."""
+    made = make_phantom(number, **how)  # pyright: ignore[reportArgumentType]
+    for array in (made.images, made.classes, made.affine):
+        array.setflags(write=False)
+    return made
+
+
+@pytest.fixture(scope="session", autouse=True)
+def phantoms_grow_once() -> Iterator[None]:
+    """`gliomap phantom` writes studies that were grown before, if it can; that they do not depend on that is tested of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phantom, "make_phantom", grown)
         yield
 
 
@@ -21,4 +45,12 @@ def no_cache() -> Iterator[None]:
     """For tests that train many networks: without a cache none is converted for OpenVINO, which takes seconds for each."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GLIOMAP_CACHE", "off")
+        yield
+
+
+@pytest.fixture(scope="module")
+def no_training_page() -> Iterator[None]:
+    """For tests that train many networks: the page is drawn at every checkpoint, and is tested where pages are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gliomap.training_state.page", lambda _: "")
         yield

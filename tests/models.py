@@ -2,14 +2,15 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from networks.tiny import TINY
 
-from gliomap.model_file import Model, content_hash
+from gliomap.model_file import Model, content_hash, save_model
 from gliomap.networks import build_network
-from gliomap.recipe import NetworkSpec, Preprocessing
+from gliomap.recipe import NetworkSpec, Preprocessing, with_settings
 from gliomap.recipes import RECIPES
 
 
@@ -27,3 +28,13 @@ def tiny_ensemble() -> Model:
     both = [tiny_model(seed=seed) for seed in (0, 1)]
     weights = {f"{n}.{key}": array for n, model in enumerate(both) for key, array in model.weights.items()}
     return Model("both", both[0].recipe, weights, {}, content_hash(weights), ("0.", "1."))
+
+
+def small_model_file(path: Path, *settings: str) -> Path:
+    """An untrained network that finds every class somewhere, for what is done with a segmentation; it takes milliseconds."""
+    own = ["network.settings.base=4", "preprocessing.spacing_mm=null"]
+    recipe = with_settings(RECIPES["attention_resunet_small"], [*own, *settings])
+    torch.manual_seed(0)
+    weights = {key: tensor.numpy() for key, tensor in build_network(recipe).state_dict().items()}
+    save_model(path, recipe, weights | {"head.bias": weights["head.bias"] * 0}, {})  # or all would be background
+    return path

@@ -11,10 +11,12 @@ import pytest
 from scipy import stats
 from score_tables import made_rows, random_values, write_table
 from statsmodels.stats.multitest import multipletests
+from studies import small_pairs
 
 from gliomap.cli.compare import compare as compare_command
 from gliomap.compare import OUTPUTS, CompareOptions, asked_pairs, compare
 from gliomap.errors import InputError, UsageError
+from gliomap.evaluate import EvaluateOptions, evaluate
 from gliomap.files import sha256
 from gliomap.report.answers import Pair
 from gliomap.rows import metric
@@ -283,6 +285,38 @@ def test_without_metrics_the_usual_ones_are_taken_and_regions_keep_their_order(t
     assert [key[2:] for key in lines(run(tmp_path, other))] == [("", "mean_iou_of_classes")]
     both = run(tmp_path, rows, metrics=("mean_iou_of_classes", "lesion_dice"), regions=("ET",))
     assert [key[2:] for key in lines(both)] == [("", "mean_iou_of_classes"), ("ET", "lesion_dice")]
+
+
+def test_the_page_shows_the_label_maps_that_were_scored_and_says_where_it_cannot(tmp_path):
+    pairs, table = tmp_path / "pairs", tmp_path / "scores.csv"
+    ids = small_pairs(pairs, 3)
+    match = {"match": "{study}/pred_{model}.nii.gz", "match_truth": "{study}/truth.nii.gz"}
+    labels = {"labels": "brats2021", "truth_labels": "brats2021"}
+    evaluate(EvaluateOptions(pairs, pairs, table, metrics=("dice",), quiet=True, **match, **labels))
+
+    def page():
+        result = run(tmp_path, None, scores=(table,))
+        record = json.loads((result.page.parent / "run.json").read_text())
+        return result.page.read_text(), record["pictures_of"], record["not_shown"]
+
+    text, shown, not_shown = page()
+    assert (sorted(shown), not_shown) == (ids, [])
+    assert re.findall(r'alt="case_0, [^"]*outlines of ([^"]*)"', text) == ["the reference", "a", "b"]
+    assert 'href="#studies"' in text
+    (pairs / ids[0] / "truth.nii.gz").unlink()
+    (pairs / ids[1] / "pred_b.nii.gz").write_bytes(b"another")
+    text, shown, not_shown = page()
+    assert sorted(shown) == ids[1:]
+    assert sorted(not_shown) == [
+        "the prediction of b of case_1 is no longer the file that was scored",
+        "the truth of case_0 is no longer the file that was scored",
+    ]
+    assert f"Not shown: {not_shown[0]}; {not_shown[1]}." in " ".join(text.split())
+    (tmp_path / "scores.run.json").unlink()
+    text, shown, not_shown = page()
+    assert shown == []
+    assert "There are no pictures: scores.csv: there is no scores.run.json beside it" in text
+    assert "<img" not in text
 
 
 def test_what_is_written_is_whole_recorded_and_only_written_over_by_itself(tmp_path):

@@ -38,9 +38,9 @@ def test_demo_leaves_a_study_a_segmentation_a_report_and_scores(tmp_path: Path) 
 
 def test_split_train_segment_evaluate_compare(tmp_path: Path) -> None:
     data, folds = tmp_path / "data", tmp_path / "folds.json"
-    phantom(PhantomOptions(data, studies=4, layout="brats2023", size=48, quiet=True))
+    phantom(PhantomOptions(data, studies=4, layout="brats2023", size=32, quiet=True))
     held_out = split(SplitOptions(data, folds, folds=2, seed=1)).folds[0]
-    settings = ['network.settings={"base":4}', "preprocessing.spacing_mm=null", "training.patch_size=[32,48,48]"]
+    settings = ['network.settings={"base":4}', "preprocessing.spacing_mm=null", "training.patch_size=[16,32,32]"]
     settings += ["training.patches=160", "training.validate_every=160", "training.learning_rate=0.01"]
     settings += ["training.foreground_share=0.7", "training.loss.settings.dice_share=0.5", "training.ema_decay=0.8"]
     options = TrainOptions(

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import psutil
 import pytest
+from models import small_model_file
 from studies import small_pairs
 
 from gliomap import scoring
@@ -24,6 +25,8 @@ from gliomap.phantom import PhantomOptions, phantom
 from gliomap.rows import CALIBRATION_METRICS, PROTOCOL_METRICS
 from gliomap.segment import SegmentOptions, segment
 from gliomap.segmenter import Segmenter
+
+pytestmark = pytest.mark.usefixtures("no_cache")
 
 DEFAULT = Path(scoring.__file__).parent / "weights" / "default.safetensors"
 
@@ -344,17 +347,18 @@ COMMAND = [sys.executable, "-m", "gliomap", "evaluate", "data", "data", "--match
 def test_a_hundred_pairs_take_no_more_memory_than_ten_and_a_kill_loses_no_finished_row(tmp_path: Path) -> None:
     small_pairs(tmp_path / "data", 100, models=("a",), repeat=10)
     small_pairs(tmp_path / "few" / "data", 10, models=("a",))
-    run = subprocess.Popen([*COMMAND, "s.csv", "--jobs", "1"], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    how = ["--jobs", "1"]
+    run = subprocess.Popen([*COMMAND, "s.csv", *how], cwd=tmp_path, stdout=subprocess.DEVNULL)
     _wait_for_lines(run, tmp_path, 30)
     run.kill()
     run.wait()
     finished = _lines(tmp_path)
     assert 30 <= finished < 100
-    subprocess.run([*COMMAND, "s.csv", "--jobs", "1"], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*COMMAND, "s.csv", *how], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
     assert read_json(tmp_path / "s.run.json")["continued"] == finished
-    subprocess.run([*COMMAND, "again.csv", "--jobs", "1"], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*COMMAND, "again.csv", *how], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
     assert (tmp_path / "s.csv").read_bytes() == (tmp_path / "again.csv").read_bytes()
-    subprocess.run([*COMMAND, "s.csv", "--jobs", "1"], cwd=tmp_path / "few", check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*COMMAND, "s.csv", *how], cwd=tmp_path / "few", check=True, stdout=subprocess.DEVNULL)
     many, few = (read_json(p)["peak_memory_mb"] for p in (tmp_path / "again.run.json", tmp_path / "few" / "s.run.json"))
     assert many < few + 15  # the pairs have 44 MB of voxels
 
@@ -451,7 +455,7 @@ def test_the_truth_scored_against_itself_is_said(tmp_path: Path) -> None:
 
 def test_studies_that_trained_the_model_or_chose_its_weights_are_said(tmp_path: Path) -> None:
     ids = _phantoms(tmp_path / "data", "brats2023", studies=3)
-    model = load_model(DEFAULT)
+    model = load_model(small_model_file(tmp_path / "m.safetensors"))
     other_visit = f"{ids[1].removesuffix('-000')}-001"
     card = model.card | {"training_studies": [ids[0]], "validation_studies": [other_visit, "elsewhere"]}
     save_model(tmp_path / "m.safetensors", model.recipe, model.weights, card)
@@ -466,8 +470,8 @@ def test_another_model_of_the_same_name_is_not_answered_with_the_first_ones_scor
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _phantoms(tmp_path / "data", studies=3)
-    model, path = load_model(DEFAULT), tmp_path / "m.safetensors"
-    save_model(path, model.recipe, model.weights, model.card)
+    path = small_model_file(tmp_path / "m.safetensors")
+    model = load_model(path)
     with monkeypatch.context() as patch:
         _interrupted_in(3, patch)
         with pytest.raises(KeyboardInterrupt):

@@ -2,6 +2,7 @@
 
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -337,3 +338,41 @@ def test_a_batch_that_cannot_be_divided_among_the_processes_is_refused() -> None
     assert share_of_batch(training, 2) == training.batch_size / 2
     with pytest.raises(UsageError, match=r"4 and cannot be divided equally into 1 parts in each of 3 .* such as 6"):
         share_of_batch(training, 3)
+
+
+def test_the_page_shows_the_best_and_the_worst_of_the_validation_studies(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    means = iter([0.5, 0.9, 0.1, 0.4])
+    monkeypatch.setattr(loop, "dice", lambda *_: value)
+    phantom(PhantomOptions(tmp_path / "more", studies=6, size=24, quiet=True))
+    original = loop.example
+
+    def example(*arguments: object) -> object:
+        nonlocal value
+        value = next(means, 0.4)
+        return original(*arguments)  # pyright: ignore
+
+    value = next(means)
+    monkeypatch.setattr(loop, "example", example)
+    output = tmp_path / "run"
+    _train(tmp_path / "more", output, "training.validation_share=0.67")
+    ids = read_json(output / "run.json")["studies"]["validation"]
+    page = (output / "training.html").read_text()
+    shown = [line for line in page.split("<h3>")[1:] if ":" in line]
+    assert [line.split(":")[0] for line in shown] == [ids[2], ids[1], ids[0]]
+    assert [line.split("</h3>")[0].split(": ")[1].split(" of all")[0] for line in shown] == [
+        "the lowest mean Dice",
+        "the highest mean Dice",
+        "the first validation study",
+    ]
+
+
+def test_the_examples_of_all_processes_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gather(found: list[object], own: object) -> None:
+        found[:] = [own, {1: "theirs"}]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    alone, both = (SimpleNamespace(fabric=SimpleNamespace(world_size=count)) for count in (1, 2))
+    assert loop._of_all({0: "own"}, alone) == {0: "own"}  # pyright: ignore
+    assert loop._of_all({0: "own"}, both) == {0: "own", 1: "theirs"}  # pyright: ignore

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from gliomap.errors import InputError, UsageError
-from gliomap.ranking import cliques, critical_difference, friedman, ranking
+from gliomap.ranking import cliques, friedman, mean_ranks, ranking
 
 NAN = math.nan
 # The studies of Friedman's test by hand: three models, higher is better.
@@ -78,63 +78,56 @@ def test_friedman_of_degenerate_tables():
         friedman([1, 2, 3])
 
 
-@pytest.mark.parametrize(
-    ("alpha", "models", "q"),  # Demsar 2006, table 5a
-    [
-        (0.05, k, q)
-        for k, q in zip(range(2, 11), (1.960, 2.343, 2.569, 2.728, 2.850, 2.949, 3.031, 3.102, 3.164), strict=True)
-    ]
-    + [
-        (0.1, k, q)
-        for k, q in zip(range(2, 11), (1.645, 2.052, 2.291, 2.459, 2.589, 2.693, 2.780, 2.855, 2.920), strict=True)
-    ],
-)
-def test_critical_difference_has_the_values_of_demsars_table(alpha, models, q):
-    studies = 30
-    found = critical_difference(models, studies, alpha) / math.sqrt(models * (models + 1) / (6 * studies))
-    assert found == pytest.approx(q, abs=0.0011)
+def test_mean_ranks_are_friedmans_also_of_two_models():
+    values = random_values(0, (9, 4))
+    assert mean_ranks(values, False) == pytest.approx(friedman(values, False).mean_ranks)
+    assert mean_ranks([[0.9, 0.8], [0.5, 0.5], [NAN, 0.1], [0.3, 0.7]]) == pytest.approx([1.625, 1.375])
 
 
-def test_critical_difference_of_demsars_example():
-    assert critical_difference(4, 14) == pytest.approx(1.25, abs=0.005)  # section 3.2.2
-    assert critical_difference(4, 14, 0.1) == pytest.approx(1.12, abs=0.005)
-
-
-@pytest.mark.parametrize(("models", "studies"), [(1, 10), (3, 0)])
-def test_critical_difference_needs_models_and_studies(models, studies):
-    with pytest.raises(UsageError, match="expected 2 and 1 or more"):
-        critical_difference(models, studies)
+def joined_by(models, pairs):
+    table = np.eye(models, dtype=bool)
+    for a, b in pairs:
+        table[a, b] = table[b, a] = True
+    return table
 
 
 @pytest.mark.parametrize(
-    ("ranks", "difference", "expected"),
+    ("models", "pairs", "expected"),
     [
-        ([1, 2, 3.5, 4], 1.6, [(0, 1), (1, 2), (2, 3)]),
-        ([3.143, 2.000, 2.893, 1.964], 1.25, [(3, 1, 2, 0)]),
-        ([4, 1, 2.5, 2.4], 1.5, [(1, 3), (3, 2)]),  # as far apart as the difference is apart
-        ([1, 3, 5], 1, []),
-        ([2, 2, 2], 0.1, [(0, 1, 2)]),
-        ([1, 1.1, 1.2, 3], 0.5, [(0, 1, 2)]),  # (1, 2) is in it already
-        ([], 1, []),
+        (4, [(0, 1), (1, 2), (2, 3)], [(0, 1), (1, 2), (2, 3)]),
+        (4, [(0, 1), (1, 2), (0, 2), (2, 3)], [(0, 1, 2), (2, 3)]),
+        (3, [(0, 2)], [(0, 2)]),  # 1 lies between them and is told apart from both
+        (3, [], []),
+        (3, [(0, 1), (0, 2), (1, 2)], [(0, 1, 2)]),
+        (5, [(0, 1), (0, 2), (1, 2), (1, 3), (2, 3), (3, 4)], [(0, 1, 2), (1, 2, 3), (3, 4)]),
+        (2, [(0, 1)], [(0, 1)]),
+        (1, [], []),
+        (0, [], []),
     ],
 )
-def test_cliques_by_hand(ranks, difference, expected):
-    assert cliques(ranks, difference) == expected
+def test_cliques_by_hand(models, pairs, expected):
+    assert cliques(joined_by(models, pairs)) == expected
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_cliques_are_the_maximal_groups(seed):
-    ranks = np.random.default_rng(seed).uniform(1, 6, 6)
+    rng = np.random.default_rng(seed)
+    models = int(rng.integers(2, 9))
+    table = np.triu(rng.random((models, models)) < 0.6, 1)
+    table = table | table.T
     groups = [
         set(group)
-        for size in range(2, 7)
-        for group in itertools.combinations(range(6), size)
-        if np.ptp(ranks[list(group)]) < 1.3
+        for size in range(2, models + 1)
+        for group in itertools.combinations(range(models), size)
+        if all(table[a, b] for a, b in itertools.combinations(group, 2))
     ]
     maximal = [group for group in groups if not any(group < other for other in groups)]
-    found = cliques(ranks, 1.3)
-    assert sorted(map(sorted, found)) == sorted(map(sorted, maximal))
-    assert all(list(group) == sorted(group, key=lambda i: ranks[i]) for group in found)
+    assert cliques(table) == sorted(tuple(sorted(group)) for group in maximal)
+
+
+def test_the_most_groups_that_twelve_models_can_have_are_all_found():
+    parts = np.arange(12) // 3
+    assert len(cliques(parts[:, None] != parts)) == 3**4  # Moon & Moser 1965
 
 
 # Ranking

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from models import small_model_file
 
 from gliomap import segment as module
 from gliomap.data.study import Study
@@ -20,8 +21,6 @@ from gliomap.evaluate import EvaluateOptions, evaluate
 from gliomap.files import read_json, sha256
 from gliomap.model_file import load_model, save_model
 from gliomap.phantom import PhantomOptions, phantom
-from gliomap.recipe import with_settings
-from gliomap.recipes import find_recipe
 from gliomap.segment import SegmentOptions, SegmentResult, segment
 from gliomap.segmenting import read_study, segment_study, study_files
 
@@ -38,18 +37,7 @@ def short_pages() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained network, since it is the bookkeeping that is tested."""
-    import torch  # noqa: PLC0415
-
-    from gliomap.networks import build_network  # noqa: PLC0415
-
-    settings = ["network.settings.base=4", "preprocessing.spacing_mm=null"]
-    recipe = with_settings(find_recipe("attention_resunet_small"), settings)
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    weights = {name: tensor.numpy() for name, tensor in build_network(recipe).state_dict().items()}
-    save_model(path, recipe, weights | {"head.bias": weights["head.bias"] * 0}, {})  # or all would be background
-    return path
+    return small_model_file(tmp_path_factory.mktemp("model") / "model.safetensors")
 
 
 @pytest.fixture(scope="module")

@@ -29,17 +29,18 @@ from gliomap.starts import finished_training
 from gliomap.train import TrainOptions, train
 from gliomap.tune import TuneOptions, tune
 
-pytestmark = pytest.mark.usefixtures("no_cache")
+pytestmark = pytest.mark.usefixtures("no_cache", "no_training_page")
 
 train_module = importlib.import_module("gliomap.train")
 
 SETTINGS = [
     "network.settings.base=4",
     "preprocessing.spacing_mm=null",
-    "training.patch_size=[16,32,32]",
+    "training.patch_size=[16,16,16]",
+    "inference.window=[16,32,32]",
     "training.batch_size=2",
-    "training.patches=12",
-    "training.validate_every=6",
+    "training.patches=8",
+    "training.validate_every=4",
 ]
 
 
@@ -79,9 +80,27 @@ def _same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
 
 
+@pytest.fixture(scope="module", name="whole")
+def _whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training that came to its end; to be read only."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert train(_options(data, run)).ended == "budget reached"
+    return run
+
+
+@pytest.fixture(scope="module")
+def one_step(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training that ended with its time, after one step; to be copied."""
+    run = tmp_path_factory.mktemp("one_step") / "run"
+    result = train(_options(data, run, max_time_s=1e-6))
+    assert (result.ended, result.patches) == ("time limit reached", 2)
+    assert result.model.is_file()
+    return run
+
+
 def test_training_leaves_a_model_a_log_and_a_record(data: Path, tmp_path: Path) -> None:
     result = train(_options(data, tmp_path / "run"))
-    assert (result.patches, result.ended) == (12, "budget reached")
+    assert (result.patches, result.ended) == (8, "budget reached")
     assert set(os.listdir(tmp_path / "run")) == {
         "model.safetensors",
         "last.safetensors",
@@ -96,7 +115,7 @@ def test_training_leaves_a_model_a_log_and_a_record(data: Path, tmp_path: Path) 
     }
     with (tmp_path / "run" / "log.csv").open() as stream:
         log = list(csv.DictReader(stream))
-    assert [int(line["patches"]) for line in log] == [6, 12]
+    assert [int(line["patches"]) for line in log] == [4, 8]
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     used = record["studies"]
     assert len(used["validation"]) == 1
@@ -116,7 +135,7 @@ def test_training_is_the_same_from_the_same_seed_and_not_from_another(data: Path
 
 
 def test_the_loss_falls(data: Path, tmp_path: Path) -> None:
-    settings = [*SETTINGS, "training.patches=80", "training.validate_every=20", "training.learning_rate=0.005"]
+    settings = [*SETTINGS, "training.patches=48", "training.validate_every=12", "training.learning_rate=0.005"]
     train(_options(data, tmp_path / "run", settings=settings))
     with (tmp_path / "run" / "log.csv").open() as stream:
         losses = [float(line["loss_cross_entropy"]) for line in csv.DictReader(stream)]
@@ -124,18 +143,17 @@ def test_the_loss_falls(data: Path, tmp_path: Path) -> None:
 
 
 def test_an_interrupted_training_resumes_to_exactly_the_uninterrupted_one(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(_options(data, tmp_path / "whole"))
     monkeypatch.setattr("gliomap.loop.backward", _interrupt_after(3))
     with pytest.raises(Interrupted, match="--resume") as caught:
         train(_options(data, tmp_path / "parts"))
     assert caught.value.exit_code == 130
     monkeypatch.undo()
     resumed = train(_options(data, tmp_path / "parts", resume=True))
-    assert resumed.patches == 12
+    assert resumed.patches == 8
     for name in ("model.safetensors", "last.safetensors"):
-        assert _same(_weights(tmp_path / "whole" / name), _weights(tmp_path / "parts" / name))
+        assert _same(_weights(whole / name), _weights(tmp_path / "parts" / name))
 
 
 def _interrupt_after(steps: int):
@@ -196,7 +214,7 @@ def test_the_model_is_the_one_that_validated_best_not_the_last(
     scores = iter([0.9] * 3 + [0.1] * 3)
     monkeypatch.setattr("gliomap.loop.dice", lambda *_: next(scores, 0.1))
     result = train(_options(data, tmp_path / "run"))
-    assert load_model(result.model).card["patches"] == 6
+    assert load_model(result.model).card["patches"] == 4
     assert not _same(_weights(result.model), _weights(tmp_path / "run" / "last.safetensors"))
 
 
@@ -205,8 +223,8 @@ def test_sizes_that_the_network_cannot_take_are_refused_before_training(data: Pa
         train(_options(data, tmp_path / "run", settings=[*SETTINGS, "inference.window=[50,50,50]"]))
 
 
-def test_resuming_with_other_training_studies_is_refused(data: Path, tmp_path: Path) -> None:
-    train(_options(data, tmp_path / "run", max_time_s=1e-6))
+def test_resuming_with_other_training_studies_is_refused(data: Path, one_step: Path, tmp_path: Path) -> None:
+    shutil.copytree(one_step, tmp_path / "run")
     with pytest.raises(UsageError, match="training studies are not those of the checkpoint, such as BraTS2021"):
         train(_options(data, tmp_path / "run", resume=True, fold=1))
 
@@ -230,21 +248,20 @@ def test_a_resection_cavity_trains_as_background_with_a_warning(tmp_path: Path) 
     assert any("cavity trains as background" in text for text in result.warnings)
 
 
-def test_a_time_limit_ends_training_early_and_says_so(data: Path, tmp_path: Path) -> None:
-    result = train(_options(data, tmp_path / "run", max_time_s=1e-6))
-    assert result.ended == "time limit reached"
-    assert result.patches == 2
-    assert result.model.is_file()
+def test_a_time_limit_ends_training_early_and_says_so(one_step: Path) -> None:
+    record = json.loads((one_step / "run.json").read_text())
+    assert (record["ended"], record["patches"]) == ("time limit reached", 2)
+    assert load_model(one_step / "model.safetensors").card["patches"] == 2
 
 
-def test_a_folder_that_holds_a_training_is_not_overwritten(data: Path, tmp_path: Path) -> None:
-    train(_options(data, tmp_path / "run", max_time_s=1e-6))
+def test_a_folder_that_holds_a_training_is_not_overwritten(data: Path, one_step: Path, tmp_path: Path) -> None:
+    shutil.copytree(one_step, tmp_path / "run")
     with pytest.raises(UsageError, match="already holds a training"):
         train(_options(data, tmp_path / "run"))
 
 
-def test_resuming_with_another_recipe_or_seed_is_refused(data: Path, tmp_path: Path) -> None:
-    train(_options(data, tmp_path / "run", max_time_s=1e-6))
+def test_resuming_with_another_recipe_or_seed_is_refused(data: Path, one_step: Path, tmp_path: Path) -> None:
+    shutil.copytree(one_step, tmp_path / "run")
     with pytest.raises(UsageError, match="recipe is not the one"):
         train(_options(data, tmp_path / "run", resume=True, settings=[*SETTINGS, "training.patches=14"]))
     with pytest.raises(UsageError, match="--seed 0 and this is 3"):
@@ -271,8 +288,6 @@ def test_a_bad_study_is_left_out_and_reported(data: Path, tmp_path: Path) -> Non
 
 
 def test_the_validation_score_is_that_of_the_real_inference(data: Path, tmp_path: Path) -> None:
-    from gliomap.evaluate import EvaluateOptions, evaluate  # noqa: PLC0415
-
     result = train(_options(data, tmp_path / "run"))
     (held_out,) = json.loads((tmp_path / "run" / "run.json").read_text())["studies"]["validation"]
     rows = evaluate(EvaluateOptions(result.model, data, tmp_path / "scores.csv", device="cpu", quiet=True)).rows
@@ -364,7 +379,7 @@ def test_training_stops_early_when_the_validation_no_longer_improves(
     scores = iter([v for epoch in (0.3, 0.5, 0.4, 0.5, 0.9) for v in [epoch] * 3])
     monkeypatch.setattr("gliomap.loop.dice", lambda *_: next(scores))
     recipe = RECIPES["attention_resunet_small"].training
-    training = replace(recipe, patches=10, validate_every=2, early_stopping=2, patch_size=(16, 32, 32), batch_size=2)
+    training = replace(recipe, patches=10, validate_every=2, early_stopping=2, patch_size=(16, 16, 16), batch_size=2)
     result = _train(_variant(tmp_path, training=training), data, tmp_path / "run")
     assert (result.ended, result.patches) == ("stopped early", 8)
     assert load_model(result.model).card["patches"] == 4
@@ -382,7 +397,7 @@ def test_the_loss_is_told_the_epoch(data: Path, tmp_path: Path, monkeypatch: pyt
     original = module.build_loss
     monkeypatch.setattr("gliomap.train.build_loss", build_loss)
     train(_options(data, tmp_path / "run"))
-    assert epochs == [0, 0, 0, 1, 1, 1]
+    assert epochs == [0, 0, 1, 1]
 
 
 def test_studies_kept_for_the_test_are_not_seen_and_are_written_down(tmp_path: Path) -> None:
@@ -410,8 +425,6 @@ def test_a_two_dimensional_network_trains_on_slices_and_segments_volumes(data: P
 
 
 def test_a_reproduction_that_nobody_should_do_is_flagged_wherever_it_is_used(data: Path, tmp_path: Path) -> None:
-    from gliomap.evaluate import EvaluateOptions, evaluate  # noqa: PLC0415
-
     told = _variant(tmp_path, preprocessing=Preprocessing(crop="truth_centre", crop_size=(16, 32, 32)))
     result = _train(told, data, tmp_path / "run")
     (warning,) = (text for text in result.warnings if text.startswith("reproduction: "))
@@ -431,8 +444,6 @@ def test_a_reproduction_that_nobody_should_do_is_flagged_wherever_it_is_used(dat
 
 
 def test_a_model_of_the_whole_tumour_is_scored_by_it_alone(data: Path, tmp_path: Path) -> None:
-    from gliomap.evaluate import EvaluateOptions, evaluate  # noqa: PLC0415
-
     loss = LossSpec("binary_cross_entropy_dice")
     base = with_settings(RECIPES["attention_resunet_small"], SETTINGS)
     whole = _variant(tmp_path, target=WHOLE_TUMOUR, training=replace(base.training, loss=loss))
@@ -573,12 +584,10 @@ def test_a_resumed_training_keeps_its_log_its_time_and_what_it_began_with(data: 
     assert after["starts_from"] == before["starts_from"] != {}
     assert after["train_time_s"] > before["train_time_s"]
     with (run / "log.csv").open() as stream:
-        assert [int(line["patches"]) for line in csv.DictReader(stream)] == [6, 12]
+        assert [int(line["patches"]) for line in csv.DictReader(stream)] == [4, 8]
 
 
 def test_label_maps_of_a_whole_tumour_model_are_scored_by_it_alone(data: Path, tmp_path: Path) -> None:
-    from gliomap.evaluate import EvaluateOptions, evaluate  # noqa: PLC0415
-
     base = with_settings(RECIPES["attention_resunet_small"], SETTINGS)
     training = replace(base.training, loss=LossSpec("binary_cross_entropy_dice"))
     result = _train(_variant(tmp_path, target=WHOLE_TUMOUR, training=training), data, tmp_path / "run", max_time_s=1e-6)
@@ -617,7 +626,7 @@ def test_what_finds_the_tumour_is_trained_first_and_goes_into_the_model(data: Pa
     _train(recipe, data, place, max_time_s=1e-6)
     shutil.rmtree(place / "starts_from")  # it has its own copy
     resumed = _train(recipe, data, place, resume=True)
-    assert (resumed.patches, resumed.ended) == (12, "budget reached")
+    assert (resumed.patches, resumed.ended) == (8, "budget reached")
     model = load_model(whole.model)
     assert model.coarse is not None
     copied = load_model(tmp_path / "whole" / "run" / "coarse.safetensors")

@@ -13,6 +13,7 @@ from gliomap.files import json_bytes, read_json, sha256, write_files
 from gliomap.manifest import RunRecord, plain
 from gliomap.report.answers import Answer, Pair, answers_to, outcome, sentence, side_name
 from gliomap.report.comparison import ComparisonReport, comparison_page
+from gliomap.report.extremes import extremes
 from gliomap.report.score_table import latex_tables, markdown_tables
 from gliomap.report.scores import rows_by_key, scores_of
 from gliomap.rows import metric, table_csv
@@ -70,7 +71,10 @@ def compare(options: CompareOptions) -> CompareResult:
     pairs = asked_pairs(scores.models, options.baseline, options.pairs)
     answers = answers_to(pairs, scores, options.test, options.seed)
     hashes = {str(path): sha256(path) for path in options.scores}
-    report = ComparisonReport(scores, tuple(answers), options.test, options.seed, tuple(warnings), hashes)
+    shown, not_shown = extremes(scores, options.scores)
+    report = ComparisonReport(
+        scores, tuple(answers), options.test, options.seed, tuple(warnings), hashes, tuple(shown), tuple(not_shown)
+    )
     table = [_line(answer, scores.protocol) for answer in answers]
     told = {
         "models": scores.models,
@@ -78,6 +82,8 @@ def compare(options: CompareOptions) -> CompareResult:
         "protocol": scores.protocol,
         "warnings": warnings,
         "inputs_sha256": hashes,
+        "pictures_of": [one.study for one in shown],
+        "not_shown": not_shown,
     }
     contents = (
         table_csv([_csv_line(line) for line in table], list(table[0])),

@@ -22,7 +22,7 @@ from gliomap.machine import peak_memory_mb
 from gliomap.metrics import dice
 from gliomap.networks import as_slices, fast_layout
 from gliomap.progress import Bar, progress_bar
-from gliomap.report.training import MOST_EXAMPLES, example
+from gliomap.report.training import Example, example, telling
 from gliomap.schedules import rate_factor
 from gliomap.segmenter import Engine, Segmenter
 from gliomap.starts import ENOUGH, MODEL, NOTHING, OUT_OF_TIME, STOPPED_EARLY
@@ -216,7 +216,7 @@ def validation(run: Run, bar: Bar) -> dict[str, float]:
             torch.distributed.broadcast(buffer, 0)
     regions = run.recipe.target.regions
     found: dict[int, list[float]] = {}
-    run.examples = []
+    shown: dict[int, Example] = {}
     for place, study in own_share(run.validation, run.fabric):
         bar.say(f"validating {place + 1}/{len(run.validation)}")
         volume, _ = study.read(run.recipe.modalities)
@@ -224,9 +224,9 @@ def validation(run: Run, bar: Bar) -> dict[str, float]:
         classes = segmenter(volume, truth)
         pairs = ((region_mask(classes.array[0], r), region_mask(truth.array[0], r)) for r in regions)
         found[place] = [1.0 if math.isnan(score := dice(*pair)) else score for pair in pairs]
-        if len(run.examples) < MOST_EXAMPLES:
-            scores = dict(zip(regions, found[place], strict=True))
-            run.examples.append(example(study.id, volume, truth, classes, run.recipe, scores))
+        scores = dict(zip(regions, found[place], strict=True))
+        shown = telling(shown | {place: example(study.id, volume, truth, classes, run.recipe, scores)})
+    run.examples = list(telling(_of_all(shown, run)).values())
     table = gathered(found, len(run.validation), run.fabric)
     means = np.mean(table, 0) if table else np.full(len(regions), math.nan)
     losses = {name: value for name, value in _means(run.progress.epoch).items() if name.startswith("loss_")}
@@ -239,6 +239,15 @@ def validation(run: Run, bar: Bar) -> dict[str, float]:
     if run.tracking is not None:
         run.tracking.scalars(run.progress.patches, {f"epoch/{name}": value for name, value in line.items()})
     return line
+
+
+def _of_all(examples: dict[int, Example], run: Run) -> dict[int, Example]:
+    """The examples of all processes, each of which has some of the studies."""
+    found: list[Any] = [examples]
+    if run.fabric.world_size > 1:
+        found = [None] * run.fabric.world_size
+        torch.distributed.all_gather_object(found, examples)
+    return {place: one for part in found for place, one in part.items()}
 
 
 def _means(lines: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from gliomap.errors import InputError, UsageError
-from gliomap.statistics import ALPHA, Array, permutation_of_columns
+from gliomap.statistics import Array, permutation_of_columns
 
 
 @dataclass(frozen=True)
@@ -47,30 +47,30 @@ def friedman(values: ArrayLike, higher_is_better: bool = True) -> Friedman:
     return Friedman(float(found.statistic), float(found.pvalue), ranks.mean(axis=0), studies)
 
 
-def critical_difference(models: int, studies: int, alpha: float = ALPHA) -> float:
-    """Nemenyi's: two mean ranks of Friedman's test that are so far apart differ (Demsar 2006, section 3.2.2).
+def mean_ranks(values: ArrayLike, higher_is_better: bool = True) -> Array:
+    """Mean rank (K,) over the studies of (N studies, K models), 1 is best, by the rules of `friedman`."""
+    return _ranks(np.asarray(values, float), higher_is_better).mean(axis=0)
 
-    Raises:
-        UsageError: there are fewer than 2 models or no studies.
+
+def cliques(joined: ArrayLike) -> list[tuple[int, ...]]:
+    """The maximal groups of two or more models of which all are joined two by two: (K, K), symmetric, True where they are.
+
+    Each group is in rising order, and so are the groups. Found by Bron & Kerbosch (1973) with a pivot.
     """
-    if models < 2 or studies < 1:
-        raise UsageError(f"no critical difference for {models} models on {studies} studies; expected 2 and 1 or more")
-    q = stats.studentized_range.isf(alpha, models, np.inf) / math.sqrt(2)
-    return float(q * math.sqrt(models * (models + 1) / (6 * studies)))
-
-
-def cliques(mean_ranks: ArrayLike, difference: float) -> list[tuple[int, ...]]:
-    """The largest groups of two or more models whose mean ranks lie within less than ``difference``, best rank first."""
-    ranks = np.asarray(mean_ranks, float)
-    order = np.argsort(ranks, kind="stable")
+    table = np.asarray(joined, bool)
+    neighbours = [set(np.flatnonzero(row).tolist()) - {model} for model, row in enumerate(table)]
     found: list[tuple[int, ...]] = []
-    reached = 0
-    for first, model in enumerate(order):
-        last = first + int(np.count_nonzero(ranks[order[first:]] - ranks[model] < difference))
-        if last - first > 1 and last > reached:
-            found.append(tuple(order[first:last].tolist()))
-            reached = last
-    return found
+
+    def extend(group: set[int], candidates: set[int], seen: set[int]) -> None:
+        if not candidates and not seen and len(group) > 1:
+            found.append(tuple(sorted(group)))
+        pivot = max(candidates | seen, key=lambda model: len(neighbours[model] & candidates), default=0)
+        for model in sorted(candidates - (neighbours[pivot] if candidates else set())):
+            extend(group | {model}, candidates & neighbours[model], seen & neighbours[model])
+            candidates, seen = candidates - {model}, seen | {model}
+
+    extend(set(), set(range(len(table))), set())
+    return sorted(found)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class Engine:
     ``run`` takes images (B, C, D, H, W) float32 to logits (B, K, D, H, W) float32. ``divisors``: what D, H, W must be
     multiples of; ``only_size``: the one size that it takes, if it takes no other. ``bytes_per_voxel``: the memory that a
     pass takes for each voxel of the images, beyond the weights; 0 if it is not known. ``name``: what runs it.
-    ``seconds_per_voxel`` of a pass, on this machine; 0 if it is not known.
+    ``seconds_per_voxel`` of a pass, on this machine; 0 if it is not known. ``channels``: K, if it is not the target's.
     """
 
     run: Callable[[Array], Array]
@@ -62,6 +62,7 @@ class Engine:
     only_size: Size | None = None
     name: str = "torch"
     seconds_per_voxel: float = 0.0
+    channels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ class Segmentation(NamedTuple):
     uncertainty: Uncertainty | None
 
 
-class _Part(NamedTuple):
-    """The part of a study that the network is shown, and the study's `voxel_ratio`."""
+class Part(NamedTuple):
+    """The part of a study that a network is shown, and the study's `voxel_ratio`."""
 
     shown: Volume
     ratio: tuple[float, float, float] | None
@@ -134,8 +135,8 @@ class Segmenter:
         Raises:
             InputError: not even the smallest window fits into the memory.
         """
-        part = self._part(volume, truth)
-        found = self._found(part, self._tumour_box(volume, truth, say), say, keep_maps=uncertainty)
+        part = self.part(volume, truth)
+        found = self._found(part, self.tumour_box(volume, truth, say), say, keep_maps=uncertainty)
         classes, changes = self._tidied(self._elected(found, part), part.shown)
         doubt = self._doubt(found, classes, part) if uncertainty else None
         return Segmentation(classes.placed_on(volume), changes, doubt)
@@ -146,10 +147,10 @@ class Segmenter:
         Probabilities are the mean over views and engines, whatever these are combined by; they are summed up as they come and
         never all in memory.
         """
-        part = self._part(volume, truth)
-        found = self._found(part, self._tumour_box(volume, truth))
+        part = self.part(volume, truth)
+        found = self._found(part, self.tumour_box(volume, truth))
         classes, _ = self._tidied(self._elected(found, part), part.shown)
-        return classes.placed_on(volume), part.shown.with_array(_on_grid(found.mean, part))
+        return classes.placed_on(volume), part.shown.with_array(on_grid(found.mean, part))
 
     def logits(self, images: Array, engine: Engine, whole: Size | None = None) -> Array:
         """An engine's logits (K, D, H, W) of prepared images (C, D, H, W), in one pass or in windows; see `window`.
@@ -211,23 +212,28 @@ class Segmenter:
             wanted, together = (size[0], size[1], size[2]), WINDOWS_PER_BATCH
         return wanted
 
-    def _part(self, volume: Volume, truth: Volume | None) -> _Part:
+    def part(self, volume: Volume, truth: Volume | None) -> Part:
+        """What of a study's Volume the network is shown; ``truth`` as for `segmentation`."""
         settings = self.recipe.preprocessing
-        return _Part(volume.crop(study_box(volume, settings, truth)), voxel_ratio(volume, settings))
+        return Part(volume.crop(study_box(volume, settings, truth)), voxel_ratio(volume, settings))
+
+    def prepared(self, part: Part, tumour: Box | None) -> tuple[Array, Box, Size]:
+        """The images (C, *) that the network is shown, which of a part's prepared voxels these are, and the size of all."""
+        images = prepare(part.shown, self.recipe, part.ratio).array
+        d, h, w = images.shape[1:]
+        box = Box((0, 0, 0), (d, h, w))
+        if tumour is not None:
+            least = self.engines[0].only_size or self.recipe.inference.window or self.recipe.training.patch_size
+            box = _widened(tumour, part.ratio, least, self.engines[0].divisors, (d, h, w))
+        return np.ascontiguousarray(images[(slice(None), *box.slices)]), box, (d, h, w)
 
     def _found(
-        self, part: _Part, tumour: Box | None, say: Callable[[str], None] = lambda _: None, *, keep_maps: bool = False
+        self, part: Part, tumour: Box | None, say: Callable[[str], None] = lambda _: None, *, keep_maps: bool = False
     ) -> _Found:
         """What each engine finds in each view, put together as it comes; class maps only if they are asked for or vote."""
-        prepared, target = prepare(part.shown, self.recipe, part.ratio).array, self.recipe.target
+        target, views = self.recipe.target, list(product(self.recipe.inference.views, self.engines))
         keep_maps = keep_maps or self.recipe.inference.combine != "mean"
-        views = list(product(self.recipe.inference.views, self.engines))
-        d, h, w = prepared.shape[1:]
-        size = (d, h, w)
-        box = Box((0, 0, 0), size)
-        if tumour is not None:
-            box = _widened(tumour, part.ratio, self._least(), self.engines[0].divisors, size)
-        prepared = np.ascontiguousarray(prepared[(slice(None), *box.slices)])
+        prepared, box, size = self.prepared(part, tumour)
         say(self.plan(box.shape, size))
         mean, maps = np.zeros((len(target.channels), *box.shape), np.float32), []
         for view, engine in views:
@@ -238,7 +244,7 @@ class Segmenter:
         mean /= len(views)
         return _Found(_in_background(mean, box, size, target), maps)
 
-    def _tumour_box(
+    def tumour_box(
         self, volume: Volume, truth: Volume | None, say: Callable[[str], None] = lambda _: None
     ) -> Box | None:
         """Where on the grid of what the network is shown another has found the tumour before; None if nothing says."""
@@ -250,11 +256,7 @@ class Segmenter:
             shown.array[0] > 0, [math.ceil(self.recipe.coarse.margin_mm / s) for s in volume.spacing_mm]
         )
 
-    def _least(self) -> Size:
-        """The smallest box that the network is shown, if the study has as much: it has learnt from no less."""
-        return self.engines[0].only_size or self.recipe.inference.window or self.recipe.training.patch_size
-
-    def _elected(self, found: _Found, part: _Part) -> Array:
+    def _elected(self, found: _Found, part: Part) -> Array:
         """The class map (D, H, W) that the recipe's rule makes of what was found."""
         match self.recipe.inference.combine:
             case "mean":
@@ -264,9 +266,9 @@ class Segmenter:
             case "staple":
                 return staple(found.maps)
 
-    def _doubt(self, found: _Found, classes: Volume, part: _Part) -> Uncertainty:
+    def _doubt(self, found: _Found, classes: Volume, part: Part) -> Uncertainty:
         shown = part.shown
-        entropy = _on_grid(relative_entropy(found.mean, self.recipe.target)[None], part)
+        entropy = on_grid(relative_entropy(found.mean, self.recipe.target)[None], part)
         opinions = tuple(self._tidied(one, shown)[0] for one in found.maps)
         others = np.stack([one.array != classes.array for one in opinions]).mean(0, np.float32)
         return Uncertainty(shown.with_array(entropy * brain_mask(shown)), shown.with_array(others), opinions)
@@ -287,7 +289,7 @@ class Segmenter:
     def _windowed(self, images: Array, window: Size, engine: Engine) -> Array:
         padded = pad_to(images, at_least(images.shape[1:], window))
         weight = gaussian_weight(window)
-        total = np.zeros((len(self.recipe.target.channels), *padded.shape[1:]), np.float32)
+        total = np.zeros((engine.channels or len(self.recipe.target.channels), *padded.shape[1:]), np.float32)
         weights = np.zeros(padded.shape[1:], np.float32)
         per_batch = SLICES_PER_BATCH if window[0] == 1 else WINDOWS_PER_BATCH
         starts = window_starts(padded.shape[1:], window, self.recipe.inference.overlap)
@@ -351,16 +353,16 @@ def _in_background(probabilities: Array, box: Box, size: tuple[int, ...], target
     return out
 
 
-def _decoded(probabilities: Array, part: _Part, target: Target) -> Array:
+def _decoded(probabilities: Array, part: Part, target: Target) -> Array:
     """The class map (D, H, W) on a study's grid of probabilities on the network's, a few planes at a time."""
     depth = part.shown.shape[0]
     out = np.empty(part.shown.shape, np.uint8)
     for planes in (slice(z, min(z + _PLANES, depth)) for z in range(0, depth, _PLANES)):
-        out[planes] = target.decode(_on_grid(probabilities, part, planes))
+        out[planes] = target.decode(on_grid(probabilities, part, planes))
     return out
 
 
-def _on_grid(array: Array, part: _Part, planes: slice = slice(None)) -> Array:
+def on_grid(array: Array, part: Part, planes: slice = slice(None)) -> Array:
     """(C, *) on the network's grid, on that of a study: its planes along D."""
     if part.ratio is None:
         return array[:, planes]

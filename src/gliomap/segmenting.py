@@ -1,6 +1,7 @@
 """One study of `gliomap segment`: what is read of it, what the network makes of that, and the files that come of it."""
 
 import hashlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -191,7 +192,7 @@ def study_files(segmented: SegmentedStudy, asked: Asked) -> tuple[StudyResult, d
     like = next(study.images[m].path for m in asked.model.recipe.modalities if m in study.images)
     maps = {folder / "segmentation.nii.gz": map_bytes(labels, like)}
     if asked.options.report:
-        maps[folder / "report.html"] = study_page(_report(result, segmented, asked)).encode()
+        maps[folder / "report.html"] = study_page(study_report(result, segmented, asked)).encode()
     if doubt:
         maps |= {folder / f"{name}.nii.gz": map_bytes(_rounded(getattr(doubt, name)), like) for name in UNCERTAINTY}
     tables = {folder / "scores.csv": rows_csv(scores)} if asked.options.score else {}
@@ -229,7 +230,7 @@ def study_inputs(study: Study, asked: Asked) -> dict[str, dict[str, Any]]:
             digest = sha256(file.path)
         except OSError as error:
             digest = str(error)
-        found[name] = {"path": str(file.path), "sha256": digest}
+        found[name] = {"path": os.path.abspath(file.path), "sha256": digest}
         if file.channel is not None:
             found[name]["channel"] = file.channel
     return found
@@ -337,7 +338,8 @@ def _facts(segmented: SegmentedStudy, asked: Asked) -> dict[str, str]:
     }
 
 
-def _report(result: StudyResult, segmented: SegmentedStudy, asked: Asked) -> StudyReport:
+def study_report(result: StudyResult, segmented: SegmentedStudy, asked: Asked) -> StudyReport:
+    """What the page of a segmented study shows."""
     read, doubt = segmented.read, segmented.found.uncertainty
     maps = {name: getattr(doubt, name).placed_on(read.volume).array[0] for name in UNCERTAINTY} if doubt else {}
     shown = [

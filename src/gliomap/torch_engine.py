@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from gliomap.errors import IntegrityError, UsageError
 from gliomap.model_file import Model
 from gliomap.networks import Network, as_slices, build_network, channels_last, fast_layout
 from gliomap.networks.counting import count_forward
-from gliomap.recipe import Recipe, Size
+from gliomap.recipe import Recipe, Size, recipe_from_json, recipe_json
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -50,6 +51,12 @@ def only_size(network: Network) -> Size | None:
 
 def bytes_per_voxel(recipe: Recipe) -> float:
     """The memory that a forward pass of the recipe's network takes for each voxel of the images, beyond the weights."""
+    return _bytes_per_voxel(recipe_json(recipe))
+
+
+@lru_cache(maxsize=64)
+def _bytes_per_voxel(recipe_text: str) -> float:
+    recipe = recipe_from_json(recipe_text)
     with torch.device("meta"):
         network = build_network(recipe)
     size = only_size(network) or tuple(2 * n for n in network.divisors)

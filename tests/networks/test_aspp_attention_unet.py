@@ -186,12 +186,28 @@ def test_attention_shows_the_gates_of_each_level_finest_first_named(context):
     network = small(context=context).eval()
     with torch.inference_mode():
         maps = network.attention(images())
-    assert {name: tuple(weight.shape) for name, weight in maps.items()} == {
+    gates = {name: weight for name, weight in maps.items() if name.startswith("AG")}
+    assert {name: tuple(weight.shape) for name, weight in gates.items()} == {
         "AG_1": (2, 1, 8, 12),
         "AG_2": (2, 1, 4, 6),
     }
-    assert all(0 < weight.min() < weight.max() < 1 for weight in maps.values())
-    assert small(context=context, gates=False).attention(images()) == {}
+    assert all(0 < weight.min() < weight.max() < 1 for weight in gates.values())
+    assert not {name for name in small(context=context, gates=False).attention(images()) if name.startswith("AG")}
+
+
+@pytest.mark.parametrize("arrangement", ["series", "parallel", "residual"])
+def test_attention_shows_what_each_branch_of_the_aspp_makes(arrangement):
+    network = small(arrangement=arrangement).eval()
+    with torch.inference_mode():
+        maps = {name: weight for name, weight in network.attention(images()).items() if name.startswith("ASPP")}
+    assert list(maps) == ["ASPP_1x1", "ASPP_1", "ASPP_2", "ASPP_4", "ASPP_mean"]
+    assert {tuple(weight.shape) for weight in maps.values()} == {(2, 1, 2, 3)}
+    torch.testing.assert_close(torch.stack(list(maps.values())).sum(0), torch.ones(2, 1, 2, 3))
+    for block in network.context.blocks:  # a branch that says nothing has no share
+        block.atrous[1][1].weight.data.zero_()
+        block.atrous[1][1].bias.data.zero_()
+    with torch.inference_mode():
+        assert network.attention(images())["ASPP_2"].abs().max() == 0
 
 
 @pytest.mark.parametrize("context", CONTEXTS)

@@ -124,6 +124,17 @@ def test_class_maps_have_the_size_of_the_map_that_they_update(kind, rate):
     torch.testing.assert_close(torch.cat(list(maps.values()), 1), outputs.attention_logits.clamp(0, 1))
 
 
+@pytest.mark.parametrize("kind", [*SAMS, *OTHERS])
+def test_features_before_and_after_the_attention_are_those_that_it_takes_and_gives(kind):
+    network, x = small(attention=kind).eval(), images()
+    ((name, (before, after)),) = network.updated_features(x).items()
+    assert name == kind
+    given = network.attend(x, before) if kind in SAMS else network.attend(before)
+    torch.testing.assert_close(after, given[0])
+    assert not torch.allclose(before, after)
+    assert small(attention="none").eval().updated_features(x) == {}
+
+
 def test_class_maps_are_made_of_the_images_or_of_the_features():
     x = images()
     path, without = small().eval(), small(attention="sam_without_path").eval()

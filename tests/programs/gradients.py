@@ -9,7 +9,7 @@ from gliomap import loop
 from gliomap.train import TrainOptions, train
 
 
-def main(recipe: str, data: str, output: str, *settings: str) -> None:
+def main(recipe: str, data: str | Path, output: str | Path, *settings: str) -> None:
     original = loop.step
 
     def step(run, batch, begun):  # the gradients are still there when the step is made

@@ -1,5 +1,9 @@
-"""The losses of half a batch in each of two processes, and the gradients of both, written beside those of the whole batch."""
+"""The losses of half a batch in each of two processes, and the gradients of both, written beside those of the whole batch.
 
+Run: pooled_losses.py OUTPUT. The second process is forked, which spares its imports.
+"""
+
+import os
 import sys
 
 import torch
@@ -16,16 +20,18 @@ def main(output: str) -> None:
     ).float()
     prototypes = torch.randn(4, 4, 8, generator=generator)
     present = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 1, 1]]).bool()
-    whole = found(logits, truth, prototypes, present)
-    distributed.init_process_group("gloo")
-    rank = distributed.get_rank()
+    child = os.fork()
+    rank = int(child == 0)
+    distributed.init_process_group("gloo", init_method=f"file://{output}.meeting", rank=rank, world_size=2)
     part = slice(2 * rank, 2 * rank + 2)
     own = found(logits[part], truth[part], prototypes[part], present[part])
     gathered = [None, None]
     distributed.all_gather_object(gathered, own)
-    if rank == 0:
-        torch.save({"whole": whole, "parts": gathered}, output)
     distributed.destroy_process_group()
+    if rank == 0:
+        torch.save({"whole": found(logits, truth, prototypes, present), "parts": gathered}, output)
+        _, status = os.waitpid(child, 0)
+        sys.exit(os.waitstatus_to_exitcode(status))
 
 
 def found(logits, truth, prototypes, present):

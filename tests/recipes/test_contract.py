@@ -16,7 +16,7 @@ from gliomap.losses import build_loss
 from gliomap.model_file import load_model
 from gliomap.networks import as_slices, build_network
 from gliomap.phantom import PhantomOptions, phantom
-from gliomap.recipe import NetworkSpec, Recipe, Start, recipe_json
+from gliomap.recipe import NetworkSpec, Recipe, Start, recipe_json, trained_before
 from gliomap.recipes import RECIPES
 from gliomap.train import TrainOptions, train
 
@@ -55,6 +55,12 @@ def tiny(recipe: Recipe) -> Recipe:
     )
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Where what several recipes start from is found trained by all but the first."""
+    return tmp_path_factory.mktemp("runs")
+
+
 def trainable(recipe: Recipe):
     torch.manual_seed(0)
     network = build_network(recipe)
@@ -63,7 +69,7 @@ def trainable(recipe: Recipe):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_it_trains_on_phantoms_and_its_model_segments_one(name, data, tmp_path, monkeypatch):
+def test_it_trains_on_phantoms_and_its_model_segments_one(name, data, runs, tmp_path, monkeypatch):
     monkeypatch.setattr(
         training, "check_memory", lambda *_: None
     )  # tiny as they are, counting takes longer than training
@@ -71,7 +77,8 @@ def test_it_trains_on_phantoms_and_its_model_segments_one(name, data, tmp_path, 
     recipe = tiny(RECIPES[name])
     path = tmp_path / "recipe.json"
     path.write_text(recipe_json(recipe))
-    result = train(TrainOptions(str(path), data, tmp_path / "run", device="cpu", quiet=True))
+    family = (trained_before(recipe) or (recipe,))[0].name
+    result = train(TrainOptions(str(path), data, runs / family / name, device="cpu", quiet=True))
     assert not result.failed
     assert set(result.validation_dice) == set(recipe.target.regions)
     model = load_model(result.model)

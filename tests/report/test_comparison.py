@@ -1,3 +1,4 @@
+import itertools
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -6,7 +7,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from gliomap.ranking import cliques, critical_difference, friedman, ranking
+from gliomap.ranking import friedman, ranking
 from gliomap.report.answers import Pair, answers_to, outcome
 from gliomap.report.comparison import MOST_SENTENCES, ComparisonReport, breakable, comparison_page
 from gliomap.report.scores import Scores
@@ -68,7 +69,7 @@ def test_the_answers_come_first_then_scores_plots_ranks_differences():
         "ET: alpha has a mean Dice",
         f"{mean:.3f} ± ",
         "A dot is a study",
-        "critical difference 0.",
+        "A bar joins models",
     ]
     order += ["Ranking over everything", "Are two ranked apart?", "First minus second", "SHA-256"]
     places = [text.index(words) for words in order]
@@ -112,42 +113,70 @@ def test_sides_of_a_difference_are_the_right_way_round_for_distances():
     }
 
 
-def test_two_models_have_no_critical_difference_and_are_told_why():
-    text = Page(comparison_page(report(models=("alpha", "beta")))).text
-    assert "needs three models or more; here are 2" in text
-    assert "Friedman" not in text.split("Ranking over everything")[0].split("needs three models")[1]
-    assert "Ranking over everything" in text
+def charts_of(page):
+    return [ElementTree.fromstring(text) for text in re.findall(r"<svg.*?</svg>", page, re.DOTALL)]
+
+
+def ranked_in(page):
+    """What each critical-difference diagram says, in words."""
+    return [chart[1].text for chart in charts_of(page) if chart[1].text.startswith("Mean ranks")]
+
+
+def joined_in(text):
+    """The pairs of models that share a bar."""
+    groups = text.split("Not told apart: ")[1].split("; ")
+    return {frozenset(pair) for group in groups for pair in itertools.combinations(group.split(", "), 2)}
+
+
+@pytest.mark.parametrize("models", [2, 3, 5, 8])
+@pytest.mark.parametrize("studies", [4, 15, 40])
+def test_bars_join_two_models_just_where_the_answers_do_not_tell_them_apart(models, studies):
+    made = report(models=tuple(f"model{k}" for k in range(models)), studies=studies)
+    told = dict(zip(made.scores.values, ranked_in(comparison_page(made)), strict=True))
+    for column, text in told.items():
+        answers = [answer for answer in made.answers if (answer.region, answer.metric) == column]
+        expected = {frozenset((*a.pair.a, *a.pair.b)) for a in answers if outcome(a) not in ("better", "worse")}
+        assert joined_in(text) == expected
 
 
 def test_critical_differences_have_the_best_model_first_also_for_distances_and_say_what_friedman_found():
     page = comparison_page(report(regions=("ET",)))
-    charts = [ElementTree.fromstring(text) for text in re.findall(r"<svg.*?</svg>", page, re.DOTALL)]
-    ranked = [chart[1].text for chart in charts if chart[1].text.startswith("Mean ranks")]
-    assert [re.findall("alpha|beta|gamma", text)[:3] for text in ranked] == [["gamma", "beta", "alpha"]] * 2
-    assert len(re.findall(r"Friedman: chi-squared [\d.]+, p (&lt; )?[\d.]+; some models differ", page)) == 2
+    assert [re.findall("alpha|beta|gamma", text)[:3] for text in ranked_in(page)] == [["gamma", "beta", "alpha"]] * 2
     made = report(regions=("ET",))
-    flat = {column: np.repeat(values[:, :1], 3, axis=1) for column, values in made.scores.values.items()}
-    same = comparison_page(replace(made, scores=replace(made.scores, values=flat)))
-    assert same.count("Friedman: chi-squared 0.0, p 1.00; no difference between the models is shown") == 2
+    found = friedman(made.scores.values["ET", "dice"])
+    assert f"Friedman: chi-squared {found.statistic:.1f}, p" in page
+    two = comparison_page(report(models=("alpha", "beta"), regions=("ET",)))
+    assert len(ranked_in(two)) == 2
+    assert "Friedman" not in two
 
 
-def test_one_bar_joins_all_models_where_friedman_shows_no_difference():
-    made = report(studies=9, regions=("ET",))
-    orders = np.array([[0.9, 0.8, 0.7]] * 7 + [[0.7, 0.8, 0.9]] * 2)
-    values = {column: orders if column[1] == "dice" else -orders for column in made.scores.values}
-    found = friedman(orders)
-    assert found.p > 0.05
-    assert len(cliques(found.mean_ranks, critical_difference(3, 9))) == 2  # Nemenyi alone would tell two apart
-    page = comparison_page(replace(made, scores=replace(made.scores, values=values)))
-    assert page.count("Not told apart: alpha, beta, gamma</desc>") == 2
-    assert page.count("no difference between the models is shown") == 2
-    assert "then one bar joins all" in " ".join(page.split())
-    clear = {column: table.copy() for column, table in values.items()}
-    for table in clear.values():
-        table[7:] = table[:1]
-    page = comparison_page(replace(made, scores=replace(made.scores, values=clear)))
-    assert page.count("some models differ") == 2
-    assert "Not told apart: alpha, beta, gamma</desc>" not in page
+def test_friedmans_test_never_decides_over_a_bar():
+    """Nemenyi's test would join what the pairs tell apart: ranks of many models say little of two."""
+    models = ("alpha", "beta", *(f"other{k}" for k in range(6)))
+    rng = np.random.default_rng(0)
+    table = rng.random((30, 8))
+    table[:, 1] = table[:, 0] - 0.01 * (1 + rng.random(30))
+    made = report(models=models, studies=30, regions=("ET",))
+    scores = replace(made.scores, values=dict.fromkeys(made.scores.values, table))
+    asked = [answer.pair for answer in made.answers if answer.metric == "dice"]
+    answers = tuple(answers_to(asked, scores, "wilcoxon", 0))
+    page = comparison_page(replace(made, scores=scores, answers=answers))
+    assert friedman(table).p > 0.05
+    assert frozenset(("alpha", "beta")) not in joined_in(ranked_in(page)[0])
+    assert frozenset(("alpha", "other0")) in joined_in(ranked_in(page)[0])
+
+
+def test_where_not_every_two_were_compared_there_are_no_bars_and_it_is_said():
+    asked = [Pair(("alpha",), ("beta",)), Pair(("alpha",), ("gamma",)), Pair(("alpha", "beta"), ("gamma",))]
+    page = comparison_page(report(pairs=asked))
+    assert all("told apart" not in text for text in ranked_in(page))
+    assert "There are no bars, since not every two models were compared" in Page(page).text
+    whole = comparison_page(report(pairs=[*asked, Pair(("beta",), ("gamma",))]))
+    assert "There are no bars" not in Page(whole).text
+    assert all("told apart" in text for text in ranked_in(whole))
+
+
+def test_a_mark_is_only_at_what_was_asked_about():
     few = comparison_page(report(regions=("ET",), pairs=[Pair(("alpha",), ("gamma",))]))
     assert '<td class="number">· 0.' in few
     assert '<td class="number best">0.' in few

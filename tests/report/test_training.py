@@ -19,6 +19,7 @@ from gliomap.report.training import (
     example,
     page,
     smoothed,
+    telling,
     time_left_s,
 )
 from gliomap.volume import Volume
@@ -192,7 +193,7 @@ def test_thousands_of_lines_and_many_terms_are_under_a_megabyte():
     noise = {name: rng.normal(100, 30, (512, 400)) for name in ("flair", "t1c")}
     classes = rng.integers(0, 4, (512, 400)).astype(np.uint8)
     examples = [an_example(f"s{i}", images=noise, truth=classes, predicted=classes) for i in range(3)]
-    assert len(page(progress(steps=steps, log=log, examples=3 * examples)).encode()) < 1_000_000
+    assert len(page(progress(steps=steps, log=log, examples=examples)).encode()) < 1_000_000
 
 
 def test_the_table_has_the_last_validations_and_the_best():
@@ -233,13 +234,52 @@ def test_durations_have_their_two_largest_units(time_s, words):
 def test_examples_have_a_row_per_modality_with_text_alternatives_and_their_dice():
     html = page(progress(examples=[an_example()]))
     alternatives = re.findall(r'<img [^>]*alt="([^"]*)"', html)
-    kinds = ("without outlines", "outlines of the reference", "outlines of the prediction")
+    kinds = ("without outlines", "outlines of reference", "outlines of prediction")
     assert alternatives == [f"study-1, {name}, {kind}" for name in ("FLAIR", "T1c") for kind in kinds]
     assert "Dice of the whole study: ET 0.250, WT 0.750" in text_of(html)
     sources = re.findall(r'<img src="([^"]*)" width="(\d+)" height="(\d+)"', html)
     assert len({uri for uri, _, _ in sources}) == 6
     assert all(uri.startswith("data:image/png;base64,") for uri, _, _ in sources)
     assert all(max(int(width), int(height)) == LONGEST_EDGE_PX for _, width, height in sources)
+
+
+def test_of_all_examples_the_worst_the_best_and_the_first_are_kept_and_marked():
+    dice = [0.5, 0.2, 0.9, 0.1, 0.6, 0.9]
+    examples = {place: an_example(f"s{place}", dice={"ET": v, "WT": v}) for place, v in enumerate(dice)}
+    found = telling(examples)
+    assert [(place, one.study, one.why.split(" of all")[0]) for place, one in found.items()] == [
+        (3, "s3", "the lowest mean Dice"),
+        (2, "s2", "the highest mean Dice"),
+        (0, "s0", "the first validation study"),
+    ]
+    words = text_of(page(progress(examples=list(found.values()))))
+    assert "s3: the lowest mean Dice of all validation studies Dice of the whole study: ET 0.100" in words
+
+
+@pytest.mark.parametrize(
+    ("dice", "expected"),
+    [
+        ([], []),
+        ([0.3], [""]),
+        ([0.3, 0.4], ["s0", "s1"]),
+        ([0.0, 0.0, 0.0], ["s0", "s1"]),
+        ([0.9, 0.5, 0.1], ["s2", "s0"]),
+    ],
+)
+def test_the_first_study_may_be_the_best_or_the_worst_and_no_study_is_shown_twice(dice, expected):
+    examples = {place: an_example(f"s{place}", dice={"WT": v}) for place, v in enumerate(dice)}
+    found = list(telling(examples).values())
+    assert [one.study if one.why else "" for one in found] == expected
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_looking_at_one_study_after_the_other_comes_to_the_same_as_at_all(seed):
+    dice = np.random.default_rng(seed).integers(0, 5, 9) / 4
+    examples = {place: an_example(f"s{place}", 4, dice={"WT": float(v)}) for place, v in enumerate(dice)}
+    kept = {}
+    for place in np.random.default_rng(seed).permutation(9).tolist():
+        kept = telling(kept | {place: examples[place]})
+    assert [one.study for one in kept.values()] == [one.study for one in telling(examples).values()]
 
 
 def test_pixels_that_are_not_square_keep_their_shape():

@@ -16,14 +16,17 @@ from gliomap import __version__
 from gliomap.cli.compare import compare
 from gliomap.cli.demo import demo
 from gliomap.cli.evaluate import evaluate
+from gliomap.cli.explain import explain
 from gliomap.cli.export import export
 from gliomap.cli.models import models
 from gliomap.cli.phantom import phantom
+from gliomap.cli.report import report
 from gliomap.cli.reproduce import reproduce
 from gliomap.cli.segment import segment
 from gliomap.cli.split import split
 from gliomap.cli.train import train
 from gliomap.cli.tune import tune
+from gliomap.cli.view import view
 from gliomap.errors import GliomapError, Interrupted
 
 EXIT_CODES = (
@@ -50,7 +53,11 @@ def _command(verb: Callable[..., int | None]) -> Callable[..., None]:
     return wrapped
 
 
-for _verb in (demo, segment, train, tune, evaluate, compare, reproduce, models, export, split, phantom):
+VERBS = (
+    demo, segment, view, report, explain, train, tune, evaluate, compare, reproduce, models, export, split, phantom,
+)  # fmt: skip
+
+for _verb in VERBS:
     app.command()(_command(_verb))
 
 

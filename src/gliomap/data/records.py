@@ -121,7 +121,7 @@ def gliomap_outputs(record: Path) -> tuple[list[Study], set[Path]]:
         content = read_json(record)
     except InputError:
         return [], set()  # somebody else's
-    if not isinstance(content, dict) or content.get("verb") != "segment":
+    if not isinstance(content, dict) or content.get("verb") not in ("segment", "explain"):
         return [], set()
     studies, taken = [], set()
     for row in content.get("studies", []):

@@ -16,11 +16,11 @@ width 256 in ASPP (DeepLab's). Three decisions of ours, each a setting:
 - "Repeated" is read as in series.
 - SPP is only named in the paper; pooled to 1, 2, 3 and 6 bins, as its namesakes are.
 
-Neither ASPP nor SPP has weights in [0, 1], so ``attention`` shows the gates alone.
+ASPP has no weights in [0, 1]; ``attention`` shows of it, beside the gates, what share of its features each branch makes.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -110,8 +110,17 @@ class ASPP(nn.Module):
         self.fuse = _convolution((len(rates) + 2) * width, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        mean = self.mean(x).expand(-1, -1, *x.shape[2:])  # (B, width, H, W), constant over each map
-        return self.fuse(torch.cat([self.point(x), *(branch(x) for branch in self.atrous), mean], 1))
+        return self.fuse(torch.cat(self.branches(x), 1))
+
+    def branches(self, x: Tensor) -> list[Tensor]:
+        """What each branch makes of x, (B, width, H, W): the 1x1 convolution, each rate, the mean (constant over the map)."""
+        mean = self.mean(x).expand(-1, -1, *x.shape[2:])
+        return [self.point(x), *(branch(x) for branch in self.atrous), mean]
+
+    def shares(self, x: Tensor) -> Tensor:
+        """The share of the mean activation at each place that each branch makes: (B, branches, H, W), their sum 1 or 0."""
+        strengths = torch.stack([branch.mean(1) for branch in self.branches(x)], 1)
+        return strengths / strengths.sum(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
 
 
 class SPP(nn.Module):
@@ -188,6 +197,7 @@ class ASPPAttentionUNet(Network):
         if aspp_blocks < 1:
             raise ValueError(f"there cannot be {aspp_blocks} ASPP blocks; for none of them say context='none'")
         self.in_channels = in_channels
+        self.rates = tuple(rates)
         self.size_divisor = 2**depth
         widths = [base * 2**k for k in range(depth + 1)]
         inputs = [in_channels, *widths]
@@ -211,8 +221,26 @@ class ASPPAttentionUNet(Network):
         return Outputs((self._run(x)[0],))
 
     def attention(self, x: Tensor) -> dict[str, Tensor]:
-        """AG_k, the gate's alpha, of each level k from the finest: (B, 1, H, W) / 2^(k-1); empty without gates."""
-        return self._run(x)[1]
+        """AG_k, the gate's alpha, of each level k from the finest: (B, 1, H, W) / 2^(k-1); none without gates.
+
+        Of ASPP how much of its features each branch makes, the mean over the blocks, (B, 1, H, W) / 2^depth: ASPP_1x1,
+        ASPP_r of each rate r, ASPP_mean. They add up to 1 (or to 0 where all branches are silent).
+        """
+        shares: list[Tensor] = []
+
+        def keep(block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            shares.append(cast(ASPP, block).shares(inputs[0]))
+
+        hooks = [m.register_forward_pre_hook(keep) for m in self.context.modules() if isinstance(m, ASPP)]
+        try:
+            maps = self._run(x)[1]
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if shares:
+            names = ("ASPP_1x1", *(f"ASPP_{rate}" for rate in self.rates), "ASPP_mean")
+            maps |= dict(zip(names, torch.stack(shares).mean(0).split(1, 1), strict=True))
+        return maps
 
     def _run(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         self.check_input(x)

@@ -57,6 +57,14 @@ class Network(nn.Module):
         self.check_input(x)
         return {}
 
+    def updated_features(self, x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Features before and after each module that updates them, for images (B, C, *S): (B, C', *s) both, by its name.
+
+        Empty for a network without such a module.
+        """
+        self.check_input(x)
+        return {}
+
     @property
     def divisors(self) -> tuple[int, int, int]:
         """What D, H and W of a volume must be multiples of; a 2-D network sees axial slices, so any D will do."""

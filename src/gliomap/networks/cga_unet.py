@@ -115,8 +115,9 @@ class SupervisedAttention(nn.Module):
 
 
 class _Attended(NamedTuple):
-    """Features after the attention, its maps by name, and what a loss may ask of it (see `Outputs`)."""
+    """Features before and after the attention, its maps by name, and what a loss may ask of it (see `Outputs`)."""
 
+    before: Tensor
     features: Tensor
     maps: dict[str, Tensor]
     class_maps: Tensor | None = None
@@ -203,10 +204,15 @@ class CGAUNet(Network):
         """
         return self._run(x)[1].maps
 
+    def updated_features(self, x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """X and X' of the attention (figure 6), each (B, C', D, H, W) / downsampling, by its kind; empty without one."""
+        attended = self._run(x)[1]
+        return {} if self.attend is None else {self.attention_kind: (attended.before, attended.features)}
+
     def _run(self, images: Tensor) -> tuple[Tensor, _Attended]:
         self.check_input(images)
         x = F.dropout3d(self.first(images), self.dropout, self.training or self.always_dropout)  # (B, base, D, H, W)
-        attended = _Attended(x, {})
+        attended = _Attended(x, x, {})
         skips: list[Tensor] = []
         for level, stage in enumerate(self.encoder):
             x = run(stage, x, recompute=self.recompute)
@@ -223,15 +229,15 @@ class CGAUNet(Network):
 
     def _attended(self, images: Tensor, x: Tensor) -> _Attended:
         if self.attend is None:
-            return _Attended(x, {})
+            return _Attended(x, x, {})
         if isinstance(self.attend, SupervisedAttention):
-            x, class_maps, prototypes = self.attend(images, x)
+            after, class_maps, prototypes = self.attend(images, x)
             seen = torch.softmax(class_maps, 1) if self.attend.mask == "soft" else class_maps.clamp(0, 1)
             shown = seen.split(1, 1)  # (B, 1, D, H, W) each
             maps = {f"SAM_{name}": one for name, one in zip(CLASSES, shown, strict=True)}
-            return _Attended(x, maps, class_maps, prototypes)
-        x, received = self.attend(x)
-        return _Attended(x, {self.attention_kind: received})
+            return _Attended(x, after, maps, class_maps, prototypes)
+        after, received = self.attend(x)
+        return _Attended(x, after, {self.attention_kind: received})
 
 
 def _check_attention(attention: Attention, downsampling: Downsampling, mask: Mask, update: Update) -> None:

@@ -13,7 +13,14 @@ from gliomap.recipes.fair import fair_recipes
 _PAPERS = (*dual_fusion.ROWS, *druwas.ROWS, *cga_unet.ROWS, *aspp_attention_unet.ROWS, *attention_resunet.ROWS)
 
 RECIPES: dict[str, Recipe] = {
-    r.name: r for r in (*_PAPERS, *fair_recipes(_PAPERS), attention_resunet.SMALL, attention_resunet.DEFAULT, attention_resunet.CASCADE)
+    r.name: r
+    for r in (
+        *_PAPERS,
+        *fair_recipes(_PAPERS),
+        attention_resunet.SMALL,
+        attention_resunet.DEFAULT,
+        attention_resunet.CASCADE,
+    )
 }
 
 

@@ -1,4 +1,4 @@
-"""Charts as inline SVG text: curves, box and strip plots, differences by study, mean ranks with their critical difference.
+"""Charts as inline SVG text: curves, box and strip plots, differences by study.
 
 Nothing but numbers and names goes in; colours are the page's style sheet's, so that a chart follows dark mode and print.
 """
@@ -11,10 +11,11 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from gliomap.report.svg import WIDTH, dot, drawing, element, line, text
+
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-WIDTH = 420
 MOST_HOVERED = 200
 """Up to so many studies each dot has the study's name; beyond it dots are one path, or a page would weigh megabytes."""
 
@@ -90,25 +91,26 @@ def curve_chart(
     places = np.concatenate([np.zeros(1), *(curve.places for curve in curves)])
     named = [curve for curve in curves if curve.name and np.isfinite(curve.values).any()]
     room = max([6.6 * len(shortened(curve.name, 16)) for curve in named if len(named) > 1], default=0.0)
-    left, bottom = 52.0, 190.0
-    across = Axis(0.0, max(float(places.max()), 1.0), left, WIDTH - 16 - room)
+    bottom = 190.0
     up = axis(known, bottom - 6, 20)
     levels = _powers(up) if logarithmic else [(v, f"{v:.4g}") for v in ticks(up.low, up.high, 5)]
-    parts = [_text(unit, 0, 11, "tick")]
+    left = max(52.0, *(8 + 6.4 * len(words) for _, words in levels))
+    across = Axis(0.0, max(float(places.max()), 1.0), left, WIDTH - 16 - room)
+    parts = [text(unit, 0, 11, "tick")]
     for level, words in levels:
-        parts += [_line(left, up.at(level), across.end, up.at(level), "grid")]
-        parts += [_text(words, left - 5, up.at(level) + 4, "tick", "end")]
+        parts += [line(left, up.at(level), across.end, up.at(level), "grid")]
+        parts += [text(words, left - 5, up.at(level) + 4, "tick", "end")]
     for place in ticks(0, across.high, 4):
-        parts.append(_text(_count(place), across.at(place), bottom + 14, "tick", "middle"))
+        parts.append(text(_count(place), across.at(place), bottom + 14, "tick", "middle"))
     if best is not None:
-        parts.append(_line(across.at(best), 20, across.at(best), bottom - 6, "best"))
+        parts.append(line(across.at(best), 20, across.at(best), bottom - 6, "best"))
     for curve in curves:
         parts += _curve(across, up, curve)
     parts += _end_labels(across, up, named) if len(named) > 1 else []
     if not known.size:
-        parts.append(_text("no value yet", (left + across.end) / 2, bottom / 2, "tick", "middle"))
+        parts.append(text("no value yet", (left + across.end) / 2, bottom / 2, "tick", "middle"))
     described = "; ".join(_described(curve, logarithmic) for curve in named) or "no value yet"
-    return _chart(title, described, bottom + 20, parts)
+    return drawing(title, described, bottom + 20, parts)
 
 
 def _logarithm(curve: Curve) -> Curve:
@@ -149,8 +151,8 @@ def _curve(across: Axis, up: Axis, curve: Curve) -> list[Markup]:
             found.append("M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in points))
         if len(points) == 1 or finite.sum() <= MOST_RINGED:
             alone += [f"M{a:.1f} {b:.1f}h0" for a, b in points]
-    lines = [_element("path", cls=f"curve {curve.style}", d="".join(found))] if found else []
-    return lines + ([_element("path", cls=f"points {curve.style}", d="".join(alone))] if alone else [])
+    lines = [element("path", cls=f"curve {curve.style}", d="".join(found))] if found else []
+    return lines + ([element("path", cls=f"points {curve.style}", d="".join(alone))] if alone else [])
 
 
 def _thinned(values: Array) -> NDArray[np.int64]:
@@ -173,7 +175,7 @@ def _end_labels(across: Axis, up: Axis, curves: Sequence[Curve]) -> list[Markup]
         ends[i] = min(ends[i], lowest)
         lowest = ends[i] - _LINE
     return [
-        _text(shortened(curve.name, 16), across.end + 6, y, f"name {curve.style}")
+        text(shortened(curve.name, 16), across.end + 6, y, f"name {curve.style}")
         for curve, y in zip(curves, ends, strict=True)
     ]
 
@@ -200,8 +202,8 @@ def box_chart(
     bottom = _ROW * len(models) + 4.0
     parts = [_grid(across, bottom)]
     if lane:
-        parts.append(_element("rect", cls="lane", x=WIDTH - lane, y=0, width=lane, height=bottom))
-        parts.append(_text("missing", WIDTH - lane / 2, bottom + 14, "tick", "middle"))
+        parts.append(element("rect", cls="lane", x=WIDTH - lane, y=0, width=lane, height=bottom))
+        parts.append(text("missing", WIDTH - lane / 2, bottom + 14, "tick", "middle"))
     for row, model in enumerate(models):
         shown = np.flatnonzero(~empty[:, row])
         name = shortened(model, 36) + f" ({len(values) - shown.size} correctly empty)" * bool(empty[:, row].any())
@@ -209,7 +211,7 @@ def box_chart(
     described = "; ".join(
         f"{model}: {_summary(values[~empty[:, k], k], int(empty[:, k].sum()))}" for k, model in enumerate(models)
     )
-    return _chart(title, described, bottom + 20, parts)
+    return drawing(title, described, bottom + 20, parts)
 
 
 def _box_row(across: Axis, values: Array, model: str, studies: Sequence[str], top: float) -> list[Markup]:
@@ -223,8 +225,8 @@ def _box_row(across: Axis, values: Array, model: str, studies: Sequence[str], to
         for i, v in enumerate(values)
     ]
     names = [f"{study}: {'missing' if math.isnan(v) else f'{v:.4g}'}" for study, v in zip(studies, values, strict=True)]
-    label = _text(shortened(model, 58), 6, top + _LABEL, "name")
-    return [label, *_dots(dots, names, "dot"), *(_box(across, known, middle) if known.size >= 5 else [])]
+    label = text(shortened(model, 58), 6, top + _LABEL, "name")
+    return [label, *_dots(dots, names), *(_box(across, known, middle) if known.size >= 5 else [])]
 
 
 def _box(across: Axis, known: Array, middle: float) -> list[Markup]:
@@ -235,9 +237,9 @@ def _box(across: Axis, known: Array, middle: float) -> list[Markup]:
     x, width = across.at(low), max(across.at(high) - across.at(low), 1.0)
     lines = [(ends[0], low), (high, ends[1])]
     return [
-        *(_line(across.at(a), middle, across.at(b), middle, "whisker") for a, b in lines if a != b),
-        _element("rect", cls="box", x=x, y=middle - _BOX, width=width, height=2 * _BOX),
-        _line(across.at(median), middle - _BOX, across.at(median), middle + _BOX, "median"),
+        *(line(across.at(a), middle, across.at(b), middle, "whisker") for a, b in lines if a != b),
+        element("rect", cls="box", x=x, y=middle - _BOX, width=width, height=2 * _BOX),
+        line(across.at(median), middle - _BOX, across.at(median), middle + _BOX, "median"),
     ]
 
 
@@ -263,30 +265,30 @@ def difference_chart(
     parts = [*_levels(up, left, WIDTH - lane), *_mean_band(up, differences[known], interval, left, WIDTH - lane)]
     dots = [(left + 4 + (i + 0.5) * step, up.at(float(differences[study]))) for i, study in enumerate(order)]
     if order.size <= MOST_HOVERED:
-        parts += [_line(x, up.at(0), x, y, "stem") for x, y in dots]
-    parts += _dots(dots, [f"{studies[s]}: {differences[s]:+.4g}" for s in order.tolist()], "dot")
+        parts += [line(x, up.at(0), x, y, "stem") for x, y in dots]
+    parts += _dots(dots, [f"{studies[s]}: {differences[s]:+.4g}" for s in order.tolist()])
     if lane:
-        parts.append(_element("rect", cls="lane", x=WIDTH - lane, y=0, width=lane, height=bottom))
+        parts.append(element("rect", cls="lane", x=WIDTH - lane, y=0, width=lane, height=bottom))
         middle = WIDTH - lane / 2, bottom / 2
         spots = [
             (middle[0] + _spread(i * _ALONG, 24), middle[1] + _spread(i * _ACROSS, 60)) for i in range(missing.size)
         ]
-        parts += _dots(spots, [f"{studies[s]}: missing" for s in missing.tolist()], "dot")
-        parts.append(_text(f"missing {missing.size}", WIDTH - lane / 2, bottom - 4, "tick", "middle"))
+        parts += _dots(spots, [f"{studies[s]}: missing" for s in missing.tolist()])
+        parts.append(text(f"missing {missing.size}", WIDTH - lane / 2, bottom - 4, "tick", "middle"))
     parts += [
-        _text(shortened(sides[0], 52), left + 4, 12, "tick"),
-        _text(shortened(sides[1], 52), left + 4, bottom - 4, "tick"),
+        text(shortened(sides[0], 52), left + 4, 12, "tick"),
+        text(shortened(sides[1], 52), left + 4, bottom - 4, "tick"),
     ]
     shown = differences[[*known, *missing]]
     described = f"{_summary(shown, len(differences) - shown.size)}; {np.count_nonzero(differences[known] > 0)} above 0"
-    return _chart(title, described, bottom, parts)
+    return drawing(title, described, bottom, parts)
 
 
 def _levels(up: Axis, left: float, right: float) -> list[Markup]:
     found = []
     for level in ticks(up.low, up.high, 5):
-        found.append(_line(left, up.at(level), right, up.at(level), "zero" if abs(level) < 1e-12 else "grid"))
-        found.append(_text(f"{level:.4g}", left - 5, up.at(level) + 4, "tick", "end"))
+        found.append(line(left, up.at(level), right, up.at(level), "zero" if abs(level) < 1e-12 else "grid"))
+        found.append(text(f"{level:.4g}", left - 5, up.at(level) + 4, "tick", "end"))
     return found
 
 
@@ -297,62 +299,25 @@ def _mean_band(up: Axis, known: Array, interval: tuple[float, float], left: floa
     mean = up.at(float(known.mean()))
     height = max(up.at(low) - up.at(high), 1.0)
     return [
-        _element("rect", cls="band", x=left, y=up.at(high), width=right - left, height=height),
-        _line(left, mean, right, mean, "mean"),
+        element("rect", cls="band", x=left, y=up.at(high), width=right - left, height=height),
+        line(left, mean, right, mean, "mean"),
     ]
 
 
-def rank_chart(
-    title: str, mean_ranks: Array, models: Sequence[str], groups: Sequence[tuple[int, ...]], difference: float
-) -> Markup:
-    """A critical-difference diagram: models by mean rank, best first; a bar joins those that are not told apart.
-
-    ``groups`` are indices of models (see `gliomap.ranking.cliques`); the ruler at the top is ``difference`` long.
-    """
-    order: list[int] = np.argsort(mean_ranks, kind="stable").tolist()
-    place = {model: row for row, model in enumerate(order)}
-    top, side = 40.0, 12.0 * len(groups)
-    across = Axis(1, max(len(models), 2), 14, WIDTH - 20 - side)
-    bottom = top + 34.0 * len(models)
-    parts = [_grid(across, bottom, top - 10, ticks(1, across.high, 9))]
-    ruler = min(across.at(1 + difference), across.end)
-    parts += [
-        _line(across.start, 20, ruler, 20, "ruler"),
-        *(_line(x, 15, x, 25, "ruler") for x in (across.start, ruler)),
-    ]
-    parts.append(_text(f"critical difference {difference:.2f}", across.start, 11, "tick"))
-    for row, model in enumerate(order):
-        y, rank = top + 34.0 * row, float(mean_ranks[model])
-        label = f"{shortened(models[model], 46)}  {rank:.2f}"
-        parts.append(_text(label, across.start - 8, y + 10, "name"))
-        parts.append(_line(across.start, y + 22, across.at(rank), y + 22, "stem"))
-        parts += _dots([(across.at(rank), y + 22)], [f"{models[model]}: mean rank {rank:.2f}"], "rank")
-    for number, group in enumerate(groups):
-        rows = [place[model] for model in group]
-        x = WIDTH - side + 12.0 * number + 2
-        parts.append(_line(x, top + 34.0 * min(rows) + 14, x, top + 34.0 * max(rows) + 30, "group"))
-    joined = "; ".join(", ".join(models[m] for m in group) for group in groups) or "none"
-    ranked = ", ".join(f"{models[m]} {mean_ranks[m]:.2f}" for m in order)
-    return _chart(title, f"Mean ranks: {ranked}. Not told apart: {joined}", bottom + 18, parts)
-
-
-def _grid(across: Axis, bottom: float, top: float = 0.0, levels: Sequence[float] | None = None) -> Markup:
+def _grid(across: Axis, bottom: float) -> Markup:
     found = []
-    for level in ticks(across.low, across.high) if levels is None else levels:
+    for level in ticks(across.low, across.high):
         x = across.at(level)
-        found += [_line(x, top, x, bottom, "grid"), _text(f"{level:.4g}", x, bottom + 14, "tick", "middle")]
+        found += [line(x, 0, x, bottom, "grid"), text(f"{level:.4g}", x, bottom + 14, "tick", "middle")]
     return Markup("").join(found)
 
 
-def _dots(places: Sequence[tuple[float, float]], names: Sequence[str], cls: str) -> list[Markup]:
+def _dots(places: Sequence[tuple[float, float]], names: Sequence[str]) -> list[Markup]:
     """A circle with a name each, or one path of round points where there are too many."""
     if len(places) > MOST_HOVERED:
         points = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in places)
-        return [_element("path", cls="dots", d=points)]
-    return [
-        _element("circle", Markup("<title>{}</title>").format(name), cls=cls, cx=x, cy=y, r=3)
-        for (x, y), name in zip(places, names, strict=True)
-    ]
+        return [element("path", cls="dots", d=points)]
+    return [dot(x, y, name, "dot") for (x, y), name in zip(places, names, strict=True)]
 
 
 def _spread(number: float, reach: float) -> float:
@@ -367,27 +332,3 @@ def _summary(values: Array, empty: int) -> str:
         return f"no value, {rest}"
     low, median, high = np.percentile(known, (25, 50, 75))
     return f"median {median:.4g}, quartiles {low:.4g} and {high:.4g}, {known.size} values, {rest}"
-
-
-def _chart(title: str, described: str, height: float, parts: Sequence[Markup]) -> Markup:
-    words = Markup("<title>{}</title><desc>{}</desc>").format(title, described)
-    size = {"viewBox": f"0 0 {WIDTH} {height:.0f}", "width": WIDTH, "height": math.ceil(height)}
-    return _element("svg", words + Markup("").join(parts), cls="chart", role="img", **size)
-
-
-def _text(words: str, x: float, y: float, cls: str, anchor: str = "start") -> Markup:
-    return _element("text", Markup.escape(words), cls=cls, x=x, y=y, text_anchor=anchor)
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, cls: str) -> Markup:
-    return _element("line", cls=cls, x1=x1, y1=y1, x2=x2, y2=y2)
-
-
-def _element(tag: str, content: Markup | None = None, *, cls: str, **attributes: str | float) -> Markup:
-    """An element; lengths to a tenth of a pixel."""
-    written = {"class": cls} | {name.replace("_", "-"): value for name, value in attributes.items()}
-    words = Markup("").join(
-        Markup(' {}="{}"').format(name, value if isinstance(value, str | int) else f"{value:.1f}")
-        for name, value in written.items()
-    )
-    return Markup("<{}{}>{}</{}>").format(tag, words, content or "", tag)

@@ -1,5 +1,6 @@
 """The page that `gliomap compare` writes: one HTML file that opens offline, with the answers first."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -10,8 +11,9 @@ import numpy as np
 from jinja2 import Template
 from markupsafe import Markup
 
-from gliomap.ranking import Ranking, cliques, critical_difference, friedman, ranking
-from gliomap.report import charts
+from gliomap.classes import REGIONS
+from gliomap.ranking import Ranking, cliques, friedman, mean_ranks, ranking
+from gliomap.report import charts, pictures
 from gliomap.report.answers import (
     TESTS,
     Answer,
@@ -22,13 +24,14 @@ from gliomap.report.answers import (
     sentence,
     side_name,
 )
+from gliomap.report.extremes import Extreme
 from gliomap.report.published_beside import published_beside
+from gliomap.report.rank_chart import rank_chart
 from gliomap.report.score_table import cells, marks_of, summary_of
-from gliomap.report.scores import Column, Scores, counts_as
+from gliomap.report.scores import Array, Column, Scores, counts_as
 from gliomap.report.templating import pages
 from gliomap.report.wording import decimals, higher_is_better, metric_title, number, p_text, precise, region_title
 from gliomap.rows import metric
-from gliomap.statistics import ALPHA
 
 MOST_SENTENCES = 12
 MOST_DIFFERENCE_CHARTS = 24
@@ -42,6 +45,8 @@ class ComparisonReport:
     Attributes:
         warnings: What was left out or is missing; printed before everything else.
         inputs: SHA-256 of each table of scores.
+        extremes: The studies that are shown in pictures.
+        not_shown: Why others are not.
     """
 
     scores: Scores
@@ -50,6 +55,8 @@ class ComparisonReport:
     seed: int
     warnings: tuple[str, ...]
     inputs: dict[str, str]
+    extremes: tuple[Extreme, ...] = ()
+    not_shown: tuple[str, ...] = ()
 
 
 class Told(NamedTuple):
@@ -98,12 +105,16 @@ def comparison_page(report: ComparisonReport) -> str:
         },
         boxes={name: [_boxes(scores, region, name) for region in scores.regions(name)] for name in scores.metrics},
         rank_charts={
-            name: [_ranks(scores, region, name) for region in scores.regions(name)] for name in scores.metrics
+            name: [_ranks(report, region, name) for region in scores.regions(name)] for name in scores.metrics
         },
+        joins=_all_pairs(report),
         ranking=ranked,
         order=[int(k) for k in np.argsort(ranked.mean_ranks, kind="stable")],
         pairs={pair_name(pair): _differences(report, pair) for pair in pairs},
         pairs_left=len(_pairs(report)) - len(pairs),
+        extremes=report.extremes,
+        outlined=tuple(REGIONS),
+        colours=pictures.REGION_COLOURS,
         published=published_beside(scores),
     )
 
@@ -112,6 +123,7 @@ def _template() -> Template:
     """The page's template; every value that it prints is escaped."""
     environment = pages()
     environment.filters |= {
+        "hexadecimal": pictures.hexadecimal,
         "metric_title": metric_title,
         "region_title": region_title,
         "p_text": p_text,
@@ -168,18 +180,36 @@ def _boxes(scores: Scores, region: str, name: str) -> tuple[str, Markup]:
     return title, charts.box_chart(title, scores.values[column], scores.models, scores.studies, empty)
 
 
-def _ranks(scores: Scores, region: str, name: str) -> tuple[str, Markup, str]:
-    """A critical-difference diagram of one column with Friedman's test in words; nothing for fewer than 3 models."""
-    title = _axis_title(region, name)
-    count, models = scores.values[region, name].shape
-    if models < 3:
-        return title, Markup(""), ""
-    found = friedman(scores.ranked((region, name)), higher_is_better(name))
-    difference = critical_difference(models, count)
-    groups = cliques(found.mean_ranks, difference) if found.p < ALPHA else [tuple(range(models))]
-    chart = charts.rank_chart(title, found.mean_ranks, scores.models, groups, difference)
-    differ = "some models differ" if found.p < ALPHA else "no difference between the models is shown"
-    return title, chart, f"Friedman: chi-squared {found.statistic:.1f}, {p_text(found.p)}; {differ}."
+def _ranks(report: ComparisonReport, region: str, name: str) -> tuple[str, Markup, str]:
+    """A critical-difference diagram of one column, and Friedman's test of 3 models or more in words."""
+    scores, title = report.scores, _axis_title(region, name)
+    values, better = scores.ranked((region, name)), higher_is_better(name)
+    ranks = mean_ranks(values, better)
+    groups = _groups(report, (region, name), ranks) if _all_pairs(report) else None
+    chart = rank_chart(title, ranks, scores.models, groups)
+    if len(scores.models) < 3:
+        return title, chart, ""
+    found = friedman(values, better)
+    return title, chart, f"Friedman: chi-squared {found.statistic:.1f}, {p_text(found.p)}."
+
+
+def _all_pairs(report: ComparisonReport) -> bool:
+    """Whether every two models were compared."""
+    asked = {frozenset((*pair.a, *pair.b)) for pair in _pairs(report) if len(pair.a) == len(pair.b) == 1}
+    return len(asked) == math.comb(len(report.scores.models), 2)
+
+
+def _groups(report: ComparisonReport, column: Column, ranks: Array) -> list[tuple[int, ...]]:
+    """The models that the answers do not tell apart, best rank first."""
+    models = report.scores.models
+    joined = np.ones((len(models), len(models)), bool)
+    for answer in report.answers:
+        of_two = len(answer.pair.a) == len(answer.pair.b) == 1
+        if of_two and (answer.region, answer.metric) == column and outcome(answer) in ("better", "worse"):
+            a, b = (models.index(side[0]) for side in answer.pair)
+            joined[a, b] = joined[b, a] = False
+    order = np.argsort(ranks, kind="stable")
+    return [tuple(order[list(group)].tolist()) for group in cliques(joined[np.ix_(order, order)])]
 
 
 def _ranking(report: ComparisonReport) -> Ranking:

@@ -34,6 +34,12 @@ DIFFERENCE_COLOURS: dict[str, Colour] = {
     "false negative": (204, 121, 167),
 }
 
+MAP_STOPS = (
+    "440154 48186a 472d7b 424086 3b528b 33638d 2c728e 26828e 21918c "
+    "1fa088 28ae80 3fbc73 5ec962 84d44b addc30 d8e219 fde725"
+)
+"""Matplotlib's viridis at 17 even places: as far apart to the eye as in number, also without colour vision; never grey."""
+
 WINDOW_PERCENTILES = (0.5, 99.7)
 LARGEST_SAMPLE = 200_000
 """Of more voxels only every n-th is looked at for a window, since sorting them all would take longest of a page."""
@@ -55,6 +61,30 @@ class SliceChoice(NamedTuple):
 def hexadecimal(colour: Colour) -> str:
     """Return a colour as CSS writes it."""
     return "#{:02x}{:02x}{:02x}".format(*colour)
+
+
+def map_colours() -> NDArray[np.uint8]:
+    """Return the colours (255, 3) of a map's values, from the lower to the upper limit; see `quantised`."""
+    stops = np.array([list(bytes.fromhex(stop)) for stop in MAP_STOPS.split()], float)
+    places = np.linspace(0, len(stops) - 1, 255)
+    channels = [np.interp(places, np.arange(len(stops)), stops[:, channel]) for channel in range(3)]
+    return np.rint(np.stack(channels, axis=1)).astype(np.uint8)
+
+
+def quantised(values: np.ndarray, limits: tuple[float, float]) -> NDArray[np.uint8]:
+    """Bring a map's values to 1..255, from the lower to the upper limit and no further; what is not finite is 0."""
+    low, high = limits
+    finite = np.isfinite(values)
+    share = np.where(finite, values.astype(np.float32) - np.float32(low), 0) / np.float32((high - low) or 1)
+    return np.where(finite, 1 + np.rint(254 * np.clip(share, 0, 1)), 0).astype(np.uint8)
+
+
+def map_picture(grey: NDArray[np.uint8], levels: NDArray[np.uint8], opacity: float = 0.55) -> NDArray[np.uint8]:
+    """Draw a map's `quantised` values in colours over the tissue of a grey slice of the same shape."""
+    colours = np.concatenate([np.zeros((1, 3), np.uint8), map_colours()])[levels]
+    picture = grey_picture(grey)
+    mixed = np.rint((1 - opacity) * picture + opacity * colours).astype(np.uint8)
+    return np.where(((levels > 0) & (grey > 0))[..., np.newaxis], mixed, picture)
 
 
 def brain_box(volumes: Sequence[np.ndarray], spacing_mm: tuple[float, float, float]) -> Box:

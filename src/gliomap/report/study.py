@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from gliomap.report import pictures
 from gliomap.report.lesion_table import find_lesions
 from gliomap.report.pictures import Box, Plane
 from gliomap.report.templating import pages
-from gliomap.report.viewer import Layers, viewer_of
+from gliomap.report.viewer import Layers, ScalarMap, viewer_of
 
 FLAIR_NAMES = ("flair", "t2f", "t2-flair")
 ENHANCED_NAMES = ("t1c", "t1ce", "t1gd", "t1-ce")
@@ -37,7 +37,7 @@ class StudyReport:
         images: (C, D, H, W); 0 is background.
         classes: (D, H, W); 0 background, 1 NCR, 2 ED, 3 ET, 4 RC.
         spacing_mm: Voxel size (z, y, x).
-        volumes_ml: Volume by region or class: ET, TC, WT, NCR, ED, RC.
+        volumes_ml: Volume by region or class: ET, TC, WT, NCR, ED, RC; empty where there is no label map.
         facts: How the segmentation came about, printed as a table of two columns.
         warnings: Printed before everything else.
         truth: (D, H, W) class map of the reference, if there is one.
@@ -97,11 +97,24 @@ class Scene(NamedTuple):
 
 
 def study_page(report: StudyReport) -> str:
-    """Return the page as HTML text, with its pictures inside.
+    """Return the page as HTML text, with its pictures and volumes inside.
 
     Raises:
         ValueError: The arrays do not have one shape, or there is not one modality name per image.
     """
+    return _page_and_files(report, None)[0]
+
+
+def served_study(report: StudyReport, address: str) -> tuple[str, dict[str, bytes]]:
+    """Return the page as HTML text, and the volumes that it fetches, in full, by address relative to it, below ``address``.
+
+    Raises:
+        ValueError: As `study_page`.
+    """
+    return _page_and_files(report, address)
+
+
+def _page_and_files(report: StudyReport, address: str | None) -> tuple[str, dict[str, bytes]]:
     check_shapes(report)
     scene = scene_of(report)
     maps = [report.classes] if report.truth is None else [report.classes, report.truth]
@@ -111,11 +124,11 @@ def study_page(report: StudyReport) -> str:
     largest = Cut("axial", choice.whole_tumour)
     channels = range(len(report.modalities))
     lesion_count, lesions = find_lesions(report.classes, report.spacing_mm, report.regions)
-    return template().render(
+    viewer = viewer_of([layers_of(scene, flair, choice.centre, uncertainty_maps(report))], address=address)
+    page = template("study.html.j2").render(
         report=report,
         found=bool(region_mask(report.classes, "WT").any()),
-        viewer=viewer_of(layers_of(scene, flair, choice.centre)),
-        modality_titles=[modality_title(scene, channel) for channel in channels],
+        viewer=viewer,
         lesion_count=lesion_count,
         lesions=lesions,
         largest=place(scene, largest),
@@ -128,6 +141,7 @@ def study_page(report: StudyReport) -> str:
         reference_ml={} if report.truth is None else volumes_of(report.truth, report.spacing_mm),
         legend=[CLASS_NAMES[c] for c in pictures.CLASS_COLOURS if any((classes == c).any() for classes in maps)],
     )
+    return page, viewer.files
 
 
 def scene_of(report: StudyReport) -> Scene:
@@ -139,19 +153,28 @@ def scene_of(report: StudyReport) -> Scene:
     return Scene(report, box, pictures.longest_side_mm(box, report.spacing_mm), grey, windows)
 
 
-def layers_of(scene: Scene, shown: int, centre: tuple[int, int, int]) -> Layers:
-    """Return what the viewer shows: a modality at first, and the crosshair at a voxel (z, y, x)."""
+def uncertainty_maps(report: StudyReport) -> tuple[ScalarMap, ...]:
+    """Return a study's maps of uncertainty as the viewer shows them."""
+    return tuple(ScalarMap(f"Uncertainty: {name}", doubt, (0.0, 1.0)) for name, doubt in report.uncertainty.items())
+
+
+def layers_of(
+    scene: Scene, shown: int, centre: tuple[int, int, int], maps: Sequence[ScalarMap] = (), title: str = ""
+) -> Layers:
+    """Return what the viewer shows: a modality at first, the crosshair at a voxel (z, y, x), and maps on the study's grid."""
     report, box = scene.report, scene.box
     z, y, x = (side.start for side in box)
     affine = np.diag([*reversed(report.spacing_mm), 1.0]) if report.affine is None else report.affine.astype(float)
     moved = affine.copy()
     moved[:, 3] = affine @ [x, y, z, 1]
     return Layers(
+        title=title,
+        modalities=tuple(modality_title(scene, channel) for channel in range(len(report.modalities))),
         images=scene.grey,
         windows=scene.windows,
         classes=report.classes[box],
         truth=None if report.truth is None else report.truth[box],
-        uncertainty={name: doubt[box] for name, doubt in report.uncertainty.items()},
+        maps=tuple(each._replace(values=each.values[box]) for each in maps),
         regions=report.regions,
         affine=moved,
         start=(z, y, x),
@@ -160,8 +183,8 @@ def layers_of(scene: Scene, shown: int, centre: tuple[int, int, int]) -> Layers:
     )
 
 
-def template() -> Template:
-    """Return the page's template; every value that it prints is escaped."""
+def template(name: str) -> Template:
+    """Return the template of a page that shows studies or has a viewer; every value that it prints is escaped."""
     environment = pages()
     environment.filters |= {"hexadecimal": pictures.hexadecimal, "ml": volume_text}
     environment.tests["code"] = CODE_LIKE.fullmatch
@@ -170,8 +193,9 @@ def template() -> Template:
         "class_titles": {name: CLASS_TITLES[number].capitalize() for number, name in CLASS_NAMES.items()},
         "region_parts": {region: [CLASS_NAMES[number] for number in numbers] for region, numbers in REGIONS.items()},
         "difference_colours": pictures.DIFFERENCE_COLOURS,
+        "map_gradient": ", ".join(f"#{stop}" for stop in pictures.MAP_STOPS.split()),
     }
-    return environment.get_template("study.html.j2")
+    return environment.get_template(name)
 
 
 def check_shapes(report: StudyReport) -> None:

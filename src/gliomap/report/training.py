@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,8 @@ from gliomap.classes import region_mask
 from gliomap.recipe import Recipe
 from gliomap.report import pictures
 from gliomap.report.charts import Curve, curve_chart
-from gliomap.report.study import ENHANCED_NAMES, FLAIR_NAMES, MODALITY_TITLES
+from gliomap.report.overlays import Picture, overlays
+from gliomap.report.study import ENHANCED_NAMES, FLAIR_NAMES
 from gliomap.report.templating import pages
 from gliomap.report.wording import number
 from gliomap.volume import Volume
@@ -21,7 +22,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Line = Mapping[str, float]
 
 RELOAD_S = 30
-MOST_EXAMPLES = 3
 MOST_ROWS = 20
 LONGEST_EDGE_PX = 176
 RECENT_LINES = 50
@@ -34,7 +34,7 @@ WIDE_RANGE = 20.0
 class Example:
     """One axial slice (H, W) of a validation study: modalities by name, class maps, and the Dice of the whole study by region.
 
-    ``pixel_mm`` is the size of a pixel along H, W.
+    ``pixel_mm`` is the size of a pixel along H, W; ``why`` says what the study is among all, such as the worst.
     """
 
     study: str
@@ -43,6 +43,7 @@ class Example:
     predicted: Array
     dice: dict[str, float]
     pixel_mm: tuple[float, float] = (1.0, 1.0)
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,6 @@ class Plot(NamedTuple):
     caption: str
 
 
-class Picture(NamedTuple):
-    """A picture with its size in pixels."""
-
-    uri: str
-    title: str
-    alt: str
-    width: int
-    height: int
-
-
 def page(progress: TrainingProgress) -> str:
     """The page as HTML text; every value in it is escaped."""
     environment = pages()
@@ -97,7 +88,7 @@ def page(progress: TrainingProgress) -> str:
         dice=_dice_plot(progress, best),
         losses=_loss_plots(progress),
         others=_other_plots(progress),
-        examples=[(one, _rows(one, regions)) for one in progress.examples[:MOST_EXAMPLES]],
+        examples=[(one, _rows(one, regions)) for one in progress.examples],
         table=_table(progress, best),
         settings=_settings(progress.recipe),
     )
@@ -119,6 +110,24 @@ def example(
     images = {names[i]: volume.array[i, index].copy() for i in (wanted or range(len(names)))[:2]}
     maps = (one.array[0, index].copy() for one in (truth, classes))
     return Example(study, images, *maps, dice=dice, pixel_mm=volume.spacing_mm[1:])
+
+
+def telling(examples: Mapping[int, Example]) -> dict[int, Example]:
+    """Of examples by their place among the validation studies the worst, the best and the first, marked as such.
+
+    By the mean Dice of the regions. The first is the same study at every validation, so that it shows how the training goes.
+    """
+    if len(examples) < 2:
+        return dict(examples)
+    means = {place: sum(one.dice.values()) / max(len(one.dice), 1) for place, one in sorted(examples.items())}
+    worst = min(means, key=lambda place: means[place])
+    best = max(means.keys() - {worst}, key=lambda place: (means[place], -place))
+    kinds = {
+        worst: "the lowest mean Dice of all validation studies",
+        best: "the highest mean Dice of all validation studies",
+    }
+    kinds.setdefault(min(means), "the first validation study")
+    return {place: replace(examples[place], why=why) for place, why in kinds.items()}
 
 
 def duration_text(time_s: float) -> str:
@@ -259,32 +268,9 @@ def _noisy_plot(title: str, places: Array, values: Array, told: str = "") -> Plo
 
 
 def _rows(one: Example, regions: Sequence[str]) -> list[list[Picture]]:
-    """For each modality its slice as it is, with the reference, and with the prediction, cropped to what is not background."""
-    row_mm, column_mm = one.pixel_mm
-    volumes = [plane[None] for plane in (*one.images.values(), one.truth, one.predicted)]
-    spacing_mm = (1.0, row_mm, column_mm)
-    box = pictures.brain_box(volumes, spacing_mm)
-    pixel_mm = max(pictures.longest_side_mm(box, spacing_mm), 1e-6) / LONGEST_EDGE_PX
-
-    def drawn(plane: Array, *, labels: bool) -> Array:
-        shown = pictures.slice_of(plane[None][box], "axial", 0)
-        return pictures.resized(shown, one.pixel_mm, pixel_mm, labels=labels)
-
+    """For each modality its slice as it is, with the reference, and with the prediction."""
     maps = {"reference": one.truth, "prediction": one.predicted}
-    found = []
-    for name, image in one.images.items():
-        title = MODALITY_TITLES.get(name.lower(), name)
-        grey = drawn(pictures.windowed(image, pictures.intensity_window(image)), labels=False)
-        row = [_picture(pictures.grey_picture(grey), title, f"{one.study}, {title}, without outlines")]
-        for what, classes in maps.items():
-            outlined = pictures.outline_picture(grey, drawn(classes.astype(np.uint8), labels=True), regions)
-            row.append(_picture(outlined, f"{title}, {what}", f"{one.study}, {title}, outlines of the {what}"))
-        found.append(row)
-    return found
-
-
-def _picture(pixels: Array, title: str, alt: str) -> Picture:
-    return Picture(pictures.data_uri(pixels), title, alt, pixels.shape[1], pixels.shape[0])
+    return overlays(one.study, one.images, maps, regions, one.pixel_mm, LONGEST_EDGE_PX)
 
 
 def _table(progress: TrainingProgress, best: Line | None) -> list[tuple[list[str], bool]]:
