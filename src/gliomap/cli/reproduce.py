@@ -12,11 +12,12 @@ from gliomap.cli.options import Debug, Device, Json, Labels, Quiet, Seed, names,
 from gliomap.errors import UsageError
 
 if TYPE_CHECKING:
+    from gliomap.budget import Estimate, LeaderboardOptions
     from gliomap.report.reproduction import Reproduction
 
 
 def reproduce(
-    table: Annotated[str | None, typer.Argument(help="A paper's table, such as 002/table4.")] = None,
+    table: Annotated[str | None, typer.Argument(help="A paper's table, such as 002/table4, or leaderboard.")] = None,
     data: Annotated[Path | None, typer.Argument(help="A folder of labelled studies.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where the results go.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Print every table of the five papers.")] = False,
@@ -27,6 +28,10 @@ def reproduce(
         list[str] | None, typer.Option("--set", help="Change every recipe: '*.training.patches=2000'.")
     ] = None,
     folds: Annotated[str | None, typer.Option(help="Of a cross-validation: how many, or a folds.json.")] = None,
+    patches: Annotated[int | None, typer.Option(help="Of the leaderboard: what every row is trained on.")] = None,
+    spacing: Annotated[
+        float | None, typer.Option(help="Of the leaderboard: the voxel size in mm that networks work at.", min=1.0)
+    ] = None,
     seed: Seed = 0,
     labels: Labels = None,
     device: Device = "auto",
@@ -37,16 +42,33 @@ def reproduce(
     """Train and score the rows of a paper's table, and print published beside measured with a verdict per claim.
 
     Example: `gliomap reproduce 002/table4 DATA -o OUT --max-time 8h --studies 40`
+
+    The leaderboard trains all networks by one protocol on equal budgets, cross-validates and ranks them:
+    `gliomap reproduce leaderboard DATA -o OUT --max-time 8h --spacing 2`
     """
     if list_:
         _print_tables(json=json)
         return 0
     if table is None or output is None:
         raise UsageError("reproducing needs a table and -o; gliomap reproduce --list prints the tables")
+    parts = int(folds) if folds and folds.isdigit() else Path(folds) if folds else None
+    if table == "leaderboard":
+        from gliomap.budget import LeaderboardOptions
+
+        if data is None:
+            raise UsageError("the leaderboard needs DATA, a folder of labelled studies")
+        return _leaderboard(
+            LeaderboardOptions(
+                data, output, names(rows), tuple(set_ or ()), patches, spacing, studies, parts or 3, seed, seconds(max_time),
+                labels, device, quiet or json,
+            ),
+            json=json,
+        )  # fmt: skip
+    if patches is not None or spacing is not None:
+        raise UsageError("--patches and --spacing are of the leaderboard; a paper's table has its recipes' own (--set)")
     from gliomap.reproduce import ReproduceOptions
     from gliomap.reproduce import reproduce as run
 
-    parts = int(folds) if folds and folds.isdigit() else Path(folds) if folds else None
     result = run(
         ReproduceOptions(
             table, output, data, names(rows), tuple(set_ or ()), studies, parts, seed, seconds(max_time), labels, device,
@@ -60,6 +82,43 @@ def reproduce(
         printing.lines(f"{result.page}")
     printing.failures(result.failed)
     return 5 if result.failed else 0
+
+
+def _leaderboard(options: LeaderboardOptions, *, json: bool) -> int:
+    from gliomap.budget import estimate
+    from gliomap.leaderboard import leaderboard
+    from gliomap.report.leaderboard import board_rows, conclusions, sections
+
+    known = estimate(options)
+    if not options.quiet:
+        _print_estimate(known)
+    result = leaderboard(options)
+    if json:
+        told = {"statement": result.board.statement, "conclusions": conclusions(result.board)}
+        printing.as_json(told | {"rows": board_rows(result.board), "page": str(result.page), "failed": result.failed})
+    elif not options.quiet:
+        printing.lines(*result.board.statement, *conclusions(result.board), *result.board.ablations)
+        for section in sections(result.board):
+            printing.lines("", section.title)
+            printing.table(section.headers, section.rows)
+        printing.lines(f"{result.page}")
+    printing.failures(result.failed)
+    return 5 if result.failed else 0
+
+
+def _print_estimate(known: Estimate) -> None:
+    headers = ["row, tried for a few steps", "s per patch", "s per study", "GB", "min in all"]
+    rows = [
+        [name, f"{t.patch_s:.2f}", f"{t.study_s:.1f}", f"{t.memory_gb:.1f}", f"{known.row_s(name) / 60:.0f}"]
+        for name, t in known.trials.items()
+    ]
+    printing.table(headers, rows)
+    total_s = sum(map(known.row_s, known.trials))
+    printing.lines(
+        f"Budget: {known.patches:,} patches for every row in each of {known.folds} folds of {known.studies} studies. All rows take "
+        f"about {total_s / 60:.0f} min."
+    )
+    printing.failures(known.failed)
 
 
 def _print_tables(*, json: bool) -> None:

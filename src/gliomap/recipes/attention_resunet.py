@@ -94,7 +94,7 @@ SMALL = replace(
         loss=LossSpec("cross_entropy_dice", {"dice_share": 0.1, "background_weight": 2.0}),
     ),
     inference=Inference(window=None),
-    postprocessing=(StepSpec("remove_small_components", {"min_voxels": 30}),),
+    postprocessing=(StepSpec("remove_small_components", {"min_voxels": 30}), StepSpec("enclosed_to_ncr")),
 )
 
 DEFAULT = replace(
