@@ -124,6 +124,15 @@ def test_centre_of_two_lesions_lies_in_one_of_them():
     assert classes[pictures.choose_slices(classes, WHOLE_BOX, SPACING_MM).centre] == ET
 
 
+def test_specks_all_over_do_not_draw_the_centre_away_from_the_largest_lesion():
+    classes = np.zeros((20, 24, 28), np.uint8)
+    classes[2:6, 2:6, 2:6] = ED
+    classes[::4, 8::3, 8::3] = ED  # more voxels than the lesion has, and every one alone
+    assert np.count_nonzero(classes[:, 8:]) > 64
+    z, y, x = pictures.choose_slices(classes, WHOLE_BOX, SPACING_MM).centre
+    assert (2 <= z < 6, 2 <= y < 6, 2 <= x < 6) == (True, True, True)
+
+
 def test_slices_without_a_tumour_are_the_middle_of_the_box():
     box = (slice(4, 15), slice(10, 21), slice(0, 9))
     choice = pictures.choose_slices(np.zeros((20, 24, 28), np.uint8), box, SPACING_MM)

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
 
 from gliomap.classes import ED, ET, NCR, RC, region_mask
 
@@ -108,8 +109,8 @@ def brain_box(volumes: Sequence[np.ndarray], spacing_mm: tuple[float, float, flo
 def choose_slices(classes: NDArray[np.uint8], box: Box, spacing_mm: tuple[float, float, float]) -> SliceChoice:
     """Choose the slices that show a class map (D, H, W) best; without a tumour they show the middle of the box.
 
-    The centre is the tumour voxel nearest to the tumour's centroid: two lesions do not give slices between them. A map
-    with only a resection cavity is shown through the cavity.
+    The centre is the voxel of the largest lesion that is nearest to that lesion's centroid: several lesions, or specks all
+    over, do not give slices between them. A map with only a resection cavity is shown through the cavity.
     """
     tumour = region_mask(classes, "WT")
     tumour = tumour if tumour.any() else classes > 0
@@ -120,10 +121,11 @@ def choose_slices(classes: NDArray[np.uint8], box: Box, spacing_mm: tuple[float,
     area = np.count_nonzero(tumour, axis=(1, 2))
     core_area = np.count_nonzero(region_mask(classes, "TC"), axis=(1, 2))
     largest = int(area.argmax())
-    voxels = np.argwhere(tumour)
+    lesions, _ = ndimage.label(tumour, np.ones((3, 3, 3)))
+    voxels = np.argwhere(lesions == 1 + np.bincount(lesions[tumour])[1:].argmax())
     distance_mm = np.linalg.norm((voxels - voxels.mean(axis=0)) * np.asarray(spacing_mm), axis=1)
     z, y, x = (int(index) for index in voxels[distance_mm.argmin()])
-    first, last = int(voxels[:, 0].min()), int(voxels[:, 0].max())
+    first, last = (int(index) for index in np.flatnonzero(area)[[0, -1]])
     grow = max(0, STRIP_LENGTH - 1 - (last - first) + 1) // 2
     strip = np.linspace(max(box[0].start, first - grow), min(box[0].stop - 1, last + grow), STRIP_LENGTH)
     core = int(core_area.argmax()) if core_area.any() else largest
