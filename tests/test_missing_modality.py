@@ -73,6 +73,24 @@ def test_segmenting_without_the_first_modality(tmp_path, model):
     assert sorted(result.done[0].record["inputs"]) == ["flair", "label map", "t1c", "t2"]
 
 
+def test_what_a_missing_modality_costs_is_told_from_the_card(tmp_path, model):
+    def dice(value: float) -> dict[str, dict[str, float]]:
+        return {region: {"dice": value, "studies": 43} for region in ("ET", "TC", "WT")}
+
+    made = tiny_model("attention_resunet")
+    card = {"scores": {"all": dice(0.8), "without_t1": dice(0.7), "without_t2": dice(0.6)}}
+    save_model(model, replace(made.recipe, needs_one_of=ONE_OF), made.weights, card)
+    study = study_without(tmp_path / "data", "t1")
+    options = SegmentOptions(
+        study, tmp_path / "out", model=model, device="cpu", engine="torch", report=False, quiet=True
+    )
+    (told,) = [w for w in segment(options).done[0].warnings if "instead of" in w]
+    assert told == (
+        "without t1 this model's mean Dice on 43 unseen studies was "
+        "ET 0.70 instead of 0.80, TC 0.70 instead of 0.80, WT 0.70 instead of 0.80"
+    )
+
+
 def test_the_map_depends_on_what_is_there(tmp_path, model):
     maps = []
     for name, missing in (("whole", ()), ("less", ("t2",))):

@@ -43,8 +43,6 @@ def explain(options: ExplainOptions) -> ExplainResult:
         raise UsageError(f"no checks are called {options.checks!r}; expected {', '.join(get_args(Checks))}")
     record = RunRecord("explain", options)
     path = options.model or default_model()
-    if path is None:
-        raise UsageError("this gliomap ships no model; train one (gliomap train) and give it with -m")
     study, model = _only_study(options), load_model(path)
     wanted = SegmentOptions(
         options.study, options.output, score=study.label is not None, skull_on_anyway=options.skull_on_anyway

@@ -54,8 +54,6 @@ def export(options: ExportOptions) -> ExportResult:
         raise UsageError(f"{options.output} is no name for {options.to}; expected one that ends with {suffix}")
     record = RunRecord("export", options)
     path = options.model or default_model()
-    if path is None:
-        raise UsageError("this gliomap ships no model; train one (gliomap train) and give its file")
     model = load_model(path)
     if model.coarse is not None:
         raise UsageError(

@@ -241,7 +241,6 @@ def _under(prefix: str, weights: dict[str, Array]) -> dict[str, Array]:
     return {name.removeprefix(prefix): array for name, array in weights.items() if name.startswith(prefix)}
 
 
-def default_model() -> Path | None:
-    """The model that ships in the package, or None if there is none."""
-    shipped = Path(str(resources.files("gliomap") / "weights" / DEFAULT_MODEL))
-    return shipped if shipped.is_file() else None
+def default_model() -> Path:
+    """The model that ships in the package."""
+    return Path(str(resources.files("gliomap") / "weights" / DEFAULT_MODEL))

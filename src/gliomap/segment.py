@@ -71,7 +71,7 @@ def segment(options: SegmentOptions) -> SegmentResult:
     """
     record = RunRecord("segment", options)
     studies = _find(options)
-    path = _model_path(options.model)
+    path = options.model or default_model()
     single = len(studies) == 1 and _is_study_folder(studies[0], options)
     asked = Asked(load_model(path), sha256(path), options, single)
     kept, again = _finished_before(studies, asked) if options.resume else ({}, {})
@@ -311,15 +311,8 @@ def load_segmenter(path: Path | None, device: str = "auto", engine: str = "auto"
         UsageError: no file is given and none ships.
         InputError, IntegrityError: as `load_model`.
     """
-    model = load_model(_model_path(path))
+    model = load_model(path or default_model())
     return model, model_segmenter(model, device, engine)
-
-
-def _model_path(path: Path | None) -> Path:
-    path = path or default_model()
-    if path is None:
-        raise UsageError("this gliomap ships no model; train one (gliomap train) and give it with -m")
-    return path
 
 
 def _find(options: SegmentOptions) -> list[Study]:

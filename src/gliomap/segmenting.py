@@ -3,7 +3,7 @@
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -160,8 +160,25 @@ def read_study(study: Study, asked: Asked) -> ReadStudy:
     volume, warnings = study.read(recipe.modalities, recipe.needs_one_of, skull_on_anyway=options.skull_on_anyway)
     told = recipe.preprocessing.crop == "truth_centre"
     convention, truth, odd = _known_labels(study, volume, options, needed=told)
-    warnings += odd + [f"reproduction: {text}" for text in cautions(recipe)] + _not_told_apart(recipe.target)
+    missing = [m for m in recipe.modalities if m not in study.images]
+    warnings += _expected_without(missing, asked.model.card) + odd
+    warnings += [f"reproduction: {text}" for text in cautions(recipe)] + _not_told_apart(recipe.target)
     return ReadStudy(study, volume, truth, convention, warnings, run, {"read": time.perf_counter() - start})
+
+
+def _expected_without(missing: Sequence[str], card: Mapping[str, Any]) -> list[str]:
+    """What each modality that is missing costs, as the model's card has measured it, a sentence each."""
+    scores, found = card.get("scores", {}), []
+    for modality in missing:
+        without = scores.get(f"without_{modality}")
+        if without is not None:
+            dice = (
+                f"{region} {told['dice']:.2f} instead of {scores['all'][region]['dice']:.2f}"
+                for region, told in without.items()
+            )
+            studies = max(told["studies"] for told in without.values())
+            found.append(f"without {modality} this model's mean Dice on {studies} unseen studies was {', '.join(dice)}")
+    return found
 
 
 def segment_study(

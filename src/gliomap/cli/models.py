@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gliomap.cli import printing
 from gliomap.cli.options import Debug, Json, Quiet
+from gliomap.errors import UsageError
 
 if TYPE_CHECKING:
     from gliomap.models import LayerCost, ModelCost
 
 
 def models(
-    name: Annotated[str | None, typer.Argument(help="A recipe or a network: print its layers.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A recipe or a network: print its layers. Or `verify`: check a model file.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Argument(help="The model file to verify; the one that ships if not given.")
+    ] = None,
     quiet: Quiet = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Count parameters, multiply-accumulates and memory of every network, beside what its paper says.
+    """Count parameters, multiply-accumulates and memory of every network, beside what its paper says; or verify a model file.
 
     Example: `gliomap models cga_unet`
     """
+    if name == "verify":
+        _verify(file, quiet=quiet, json=json)
+        return
+    if file is not None:
+        raise UsageError(f"a file goes with verify only: gliomap models verify {file}")
     from gliomap.models import ModelsOptions
     from gliomap.models import models as run
 
@@ -33,6 +45,27 @@ def models(
         _print_models(result.models)
     elif not quiet:
         _print_layers(result.models[0], result.layers)
+
+
+def _verify(file: Path | None, *, quiet: bool, json: bool) -> None:
+    from gliomap.verify import verify
+
+    found = verify(file)
+    if json:
+        printing.as_json(vars(found) | {"path": str(found.path)})
+    elif not quiet:
+        compared = f"as {found.path.name}.sha256 says" if found.compared else "nothing beside it to compare with"
+        printing.lines(
+            f"{found.path}: whole",
+            f"{found.name}: {found.source}; {found.parameters:,} parameters",
+            f"weights {found.content_sha256}, as the file says",
+            f"file {found.file_sha256}, {compared}",
+        )
+        printing.lines(*(f"{name}: {found.card[name]}" for name in _TOLD if name in found.card))
+
+
+_TOLD = ("data", "intended_use", "made_by", "patches", "seed")
+"""What `models verify` prints of a card; --json has all of it."""
 
 
 def _print_models(rows: list[ModelCost]) -> None:
