@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test acceptance lint format clean
+.PHONY: install demo test acceptance default-model lint format clean
 
 install: $(INSTALLED)
 
@@ -30,6 +30,11 @@ test: lint
 # What takes too long for the tests: one line per claim, with what was measured.
 acceptance: install
 	$(BIN)/python scripts/acceptance.py
+
+# Trains, cross-validates and packs the model that ships, in some hours; what is interrupted continues. REAL has the labelled studies.
+REAL ?= $(or $(GLIOMAP_REAL_DATA),../shared/data)
+default-model: install
+	$(BIN)/python scripts/default_model.py default-model $(addprefix $(REAL)/,training brats2020 brats2021 brats2023 brats2024_ssa)
 
 format: install
 	$(BIN)/ruff format .

@@ -7,6 +7,7 @@ Run: ``python benchmarks/training_step.py PART ... [--rounds 3] [--steps 4]``. T
 - ``loop``: `gliomap.train` with its patches and augmentation against nothing but forward, backward and optimiser.
 - ``naive``: patches per second against a loop of single patches in torch's default layout and heap, without any data.
 - ``monai``: the same network, patch, batch and kinds of augmentation in MONAI's plain loop.
+- ``half``: the bare step of each paper's network, two patches of 64^3 or a slice each, in bfloat16 against float32 on this CPU.
 - ``gpu``: throughput of two networks on CUDA in bfloat16, as a share of what the card reaches in a matrix product.
 """
 
@@ -55,16 +56,21 @@ def batch_of(recipe: Recipe, network: Network, device: str = "cpu") -> tuple[Ten
 
 
 def bare_step(
-    recipe: Recipe, network: Network, batch: tuple[Tensor, Tensor], forward: Callable[[Tensor], Outputs] | None = None
+    recipe: Recipe,
+    network: Network,
+    batch: tuple[Tensor, Tensor],
+    forward: Callable[[Tensor], Outputs] | None = None,
+    *,
+    half: bool = False,
 ) -> Callable[[], float]:
-    """A function that makes one forward and backward pass and Adam step and returns its seconds."""
+    """A function that makes one forward and backward pass and Adam step (bfloat16 with ``half`` or on CUDA), and returns its seconds."""
     optimizer = torch.optim.Adam(network.parameters(), recipe.training.learning_rate)
     loss, (x, y), supervised = build_loss(recipe.training.loss), batch, forward or network.supervised
 
     def step() -> float:
         begun = time.perf_counter()
         optimizer.zero_grad()
-        with torch.autocast("cuda", torch.bfloat16, enabled=x.is_cuda):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=half or x.is_cuda):
             terms = loss(supervised(x), y, recipe.target, 0)
         torch.stack(list(terms.values())).sum().backward()
         optimizer.step()
@@ -77,12 +83,17 @@ def bare_step(
 
 def bare_times(recipe: Recipe, steps: int, *, fast: bool = True) -> list[float]:
     """Seconds of each of some steps after the first; ``fast`` in the layout that gliomap trains in."""
+    step = cpu_step(recipe, fast=fast)
+    return [step() for _ in range(steps + 1)][1:]
+
+
+def cpu_step(recipe: Recipe, *, fast: bool = True, half: bool = False) -> Callable[[], float]:
+    """The bare step of a recipe on a CPU; ``fast`` in the layout that gliomap trains in."""
     torch.manual_seed(0)
     network = build_network(recipe).train()
     network.freeze(recipe.frozen)
     x, y = batch_of(recipe, network)
-    step = bare_step(recipe, channels_last(network) if fast else network, (fast_layout(x) if fast else x, y))
-    return [step() for _ in range(steps + 1)][1:]
+    return bare_step(recipe, channels_last(network) if fast else network, (fast_layout(x) if fast else x, y), half=half)
 
 
 def trained_times(recipe: Recipe, steps: int) -> list[float]:
@@ -258,6 +269,24 @@ def monai_transforms(recipe: Recipe) -> Any:
     )  # fmt: skip
 
 
+def half(asked: argparse.Namespace) -> None:
+    """Print the step of each network in both precisions, which take turns."""
+    ratios = []
+    for name in asked.recipes:
+        recipe = of_batch(RECIPES[name], 2)
+        if recipe.training.patch_size[0] > 1:
+            recipe = with_settings(recipe, ["training.patch_size=[64,64,64]"])
+        times: dict[bool, list[float]] = {False: [], True: []}
+        steps = {in_half: cpu_step(recipe, half=in_half) for in_half in times}
+        for _ in range(asked.steps + 1):
+            for in_half, step in steps.items():
+                times[in_half].append(step())
+        full, halved = (statistics.median(found[1:]) / 2 for found in times.values())
+        ratios.append(halved / full)
+        print(f"{name:<26}float32 {full:.3f} s/patch, bfloat16 {halved:.3f}, ratio {ratios[-1]:.2f}", flush=True)
+    print(f"half: bfloat16 takes {min(ratios):.2f} to {max(ratios):.2f} of float32's time")
+
+
 def gpu(asked: argparse.Namespace) -> None:
     """Print the throughput of two networks on CUDA and their share of the peak."""
     if not torch.cuda.is_available():
@@ -356,6 +385,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
     "loop": loop,
     "naive": naive,
     "monai": monai,
+    "half": half,
     "gpu": gpu,
 }
 ALONE: dict[str, Callable[[str, argparse.Namespace], dict[str, float]]] = {

@@ -103,7 +103,7 @@ DEFAULT = replace(
     source="ours: attention_resunet_small for studies that may lack modalities, as `make default-model` trains it",
     needs_one_of=("t1c", "flair"),
     augmentation=replace(SMALL.augmentation, modality_dropout=0.1),
-    training=replace(SMALL.training, patches=2000, validate_every=2000, patch_size=(64, 80, 64)),
+    training=replace(SMALL.training, patches=1400, validate_every=1400, patch_size=(64, 80, 64)),
 )
 
 CASCADE = replace(
