@@ -63,7 +63,7 @@ def bare_step(
     *,
     half: bool = False,
 ) -> Callable[[], float]:
-    """A function that makes one forward and backward pass and Adam step (bfloat16 with ``half`` or on CUDA), and returns its seconds."""
+    """A function that makes one forward and backward pass and Adam step and returns its seconds; bfloat16 if ``half`` or CUDA."""
     optimizer = torch.optim.Adam(network.parameters(), recipe.training.learning_rate)
     loss, (x, y), supervised = build_loss(recipe.training.loss), batch, forward or network.supervised
 
