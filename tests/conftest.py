@@ -1,8 +1,10 @@
 """One thread per test process, since the suite runs two at once on two cores, a cache of its own, and phantoms grown once."""
 
+import gc
 import os
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Generator, Iterator, Sequence
+from functools import lru_cache, partial
+from typing import Any
 
 import pytest
 
@@ -10,6 +12,17 @@ from gliomap import phantom
 from gliomap.data.synthetic import Phantom, make_phantom
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """The tests and all that they import stay to the end: no collection of garbage need look at these again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,6 +33,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     place.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GLIOMAP_CACHE", str(place))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_power_failure() -> Iterator[None]:
+    """Nothing that a test writes has to be on the disk, where waiting for it takes longer than writing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
         yield
 
 
@@ -54,3 +75,16 @@ def no_training_page() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gliomap.training_state.page", lambda _: "")
         yield
+
+
+@pytest.fixture
+def narrow_vnet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """V-Net has one size only, of 46 million weights; here its levels have a quarter of their channels."""
+    from monai.networks.nets import vnet  # noqa: PLC0415 - takes seconds
+
+    def narrow(layer: Any, places: Sequence[int], *sizes: Any, **more: Any) -> Any:
+        return layer(*(n // 4 if place in places else n for place, n in enumerate(sizes)), **more)
+
+    widths = {"InputTransition": [2], "DownTransition": [1], "UpTransition": [1, 2], "OutputTransition": [1]}
+    for name, places in widths.items():
+        monkeypatch.setattr(vnet, name, partial(narrow, getattr(vnet, name), places))

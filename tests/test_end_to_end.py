@@ -2,6 +2,7 @@
 
 import csv
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -10,6 +11,7 @@ import pytest
 
 from gliomap.compare import CompareOptions, compare
 from gliomap.demo import DemoOptions, demo
+from gliomap.errors import UsageError
 from gliomap.evaluate import EvaluateOptions, evaluate
 from gliomap.model_file import load_model
 from gliomap.phantom import PhantomOptions, phantom
@@ -26,7 +28,10 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-def test_demo_leaves_a_study_a_segmentation_a_report_and_scores(tmp_path: Path) -> None:
+def test_demo_leaves_a_study_a_segmentation_a_report_and_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gliomap.demo.phantom", lambda asked: phantom(replace(asked, size=asked.size // 2)))
     result = demo(DemoOptions(tmp_path / "demo", quiet=True))
     names = {p.name for p in (tmp_path / "demo").iterdir()}
     assert names == {"study", "segmentation.nii.gz", "report.html", "scores.csv", "run.json"}
@@ -40,8 +45,8 @@ def test_split_train_segment_evaluate_compare(tmp_path: Path) -> None:
     data, folds = tmp_path / "data", tmp_path / "folds.json"
     phantom(PhantomOptions(data, studies=4, layout="brats2023", size=32, quiet=True))
     held_out = split(SplitOptions(data, folds, folds=2, seed=1)).folds[0]
-    settings = ['network.settings={"base":4}', "preprocessing.spacing_mm=null", "training.patch_size=[16,32,32]"]
-    settings += ["training.patches=160", "training.validate_every=160", "training.learning_rate=0.01"]
+    settings = ['network.settings={"base":4}', "preprocessing.spacing_mm=null", "training.patch_size=[16,16,32]"]
+    settings += ["training.patches=96", "training.validate_every=96", "training.learning_rate=0.01"]
     settings += ["training.foreground_share=0.7", "training.loss.settings.dice_share=0.5", "training.ema_decay=0.8"]
     options = TrainOptions(
         "attention_resunet_small", data, tmp_path / "run", settings, folds, 0, device="cpu", quiet=True
@@ -51,7 +56,9 @@ def test_split_train_segment_evaluate_compare(tmp_path: Path) -> None:
     result = segment(SegmentOptions(data, tmp_path / "out", model=model, device="cpu", quiet=True))
     assert len(result.done) == 4
     from_files = evaluate(EvaluateOptions(tmp_path / "out", data, tmp_path / "a.csv", device="cpu", quiet=True))
-    from_model = evaluate(EvaluateOptions(model, data, tmp_path / "b.csv", device="cpu", quiet=True))
+    with pytest.raises(UsageError, match="2 of 4 studies, or others of their patients, have trained "):
+        evaluate(EvaluateOptions(model, data, tmp_path / "b.csv", device="cpu", quiet=True))
+    from_model = evaluate(EvaluateOptions(model, data, tmp_path / "b.csv", seen_too=True, device="cpu", quiet=True))
     assert [r.value for r in from_files.rows] == [r.value for r in from_model.rows]
     seen = [r.value for r in from_model.rows if (r.region, r.metric) == ("WT", "dice") and r.study not in held_out]
     assert np.mean([value or 0.0 for value in seen]) > 0.3

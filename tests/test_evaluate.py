@@ -3,18 +3,21 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import nibabel as nib
 import numpy as np
 import psutil
 import pytest
 from models import small_model_file
-from studies import small_pairs
+from studies import small_pairs, write_study
 
 from gliomap import scoring
 from gliomap.calibration import calibrate
 from gliomap.classes import region_mask
+from gliomap.cli.evaluate import evaluate as command
 from gliomap.data.datasets import find_studies
 from gliomap.engines import load_engines
 from gliomap.errors import InputError, UsageError
@@ -169,7 +172,13 @@ def test_truths_and_studies_may_be_chosen(tmp_path: Path) -> None:
     data = tmp_path / "data"
     rows = list(_evaluate(data, data, tmp_path / "s.csv", studies=(ids[1],), **changes).rows)
     assert {r.study for r in rows} == {ids[1]}
-    with pytest.raises(InputError, match="no labelled study nobody"):
+    folds = tmp_path / "folds.json"
+    write_file(folds, json_bytes({"folds": [ids[:1], ids[1:]]}))
+    rows = list(_evaluate(data, data, tmp_path / "s.csv", folds=folds, fold=1, **changes).rows)
+    assert {r.study for r in rows} == set(ids[1:])
+    with pytest.raises(UsageError, match="not both"):
+        _evaluate(data, data, tmp_path / "s.csv", folds=folds, fold=1, studies=(ids[0],), **changes)
+    with pytest.raises(UsageError, match="no labelled study nobody; it has 3, such as "):
         _evaluate(data, data, tmp_path / "s.csv", studies=("nobody",), **changes)
 
 
@@ -453,17 +462,75 @@ def test_the_truth_scored_against_itself_is_said(tmp_path: Path) -> None:
     assert any("is the truth itself" in text for text in _evaluate(data, data, tmp_path / "t.csv").warnings)
 
 
-def test_studies_that_trained_the_model_or_chose_its_weights_are_said(tmp_path: Path) -> None:
-    ids = _phantoms(tmp_path / "data", "brats2023", studies=3)
-    model = load_model(small_model_file(tmp_path / "m.safetensors"))
-    other_visit = f"{ids[1].removesuffix('-000')}-001"
-    card = model.card | {"training_studies": [ids[0]], "validation_studies": [other_visit, "elsewhere"]}
-    save_model(tmp_path / "m.safetensors", model.recipe, model.weights, card)
-    warnings = _evaluate(tmp_path / "m.safetensors", tmp_path / "data", tmp_path / "s.csv").warnings
-    assert [text for text in warnings if "no test of it" in text] == [
-        f"{ids[0]} of 3 trained this model: their scores are no test of it",
-        f"{ids[1]} of 3 chose its weights: their scores are no test of it",
-    ]
+def _model_of(path: Path, trained: list[str], validated: list[str] | None = None) -> Path:
+    """An untrained model whose card says that these studies trained it and chose its weights."""
+    model = load_model(small_model_file(path))
+    card = {"training_studies": trained, "validation_studies": validated or []}
+    save_model(path, model.recipe, model.weights, card)
+    return path
+
+
+def test_studies_that_trained_the_model_are_refused_and_those_that_chose_its_weights_said(tmp_path: Path) -> None:
+    ids = [f"BraTS-GLI-9000{n}-000" for n in range(3)]
+    for study in ids:
+        write_study(tmp_path / "data", "brats2023", study)
+    visits = [f"{name.removesuffix('-000')}-001" for name in ids]
+    model = _model_of(tmp_path / "m.safetensors", visits[:1], [visits[1], "elsewhere"])
+    scores = partial(_evaluate, model, tmp_path / "data", tmp_path / "s.csv")
+    with pytest.raises(UsageError, match=rf"1 of 3 .*: {ids[0]}\. .* leave them out with .*--studies, or .*--seen-too"):
+        scores()
+    assert not list(tmp_path.glob("s.csv*"))
+    chose = f"{ids[1]} of {{}} chose its weights: their scores are no test of it"
+    assert scores(studies=tuple(ids[1:])).warnings == [chose.format(2)]
+    trained = f"{ids[0]} of 3 trained this model: their scores are no test of it"
+    assert scores(seen_too=True).warnings == [trained, chose.format(3)]
+    with pytest.raises(UsageError, match="no test of it: give others, or"):
+        scores(studies=(ids[0],))
+
+
+def test_of_many_that_trained_the_model_some_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = [f"BraTS20_Training_{n:03d}" for n in range(4)]
+    for study in ids:
+        write_study(tmp_path / "data", "brats2020", study)
+    monkeypatch.setattr("gliomap.evaluate.MOST_NAMED", 2)
+    with pytest.raises(UsageError, match=f": {ids[1]}, {ids[2]} and 1 more"):
+        _evaluate(_model_of(tmp_path / "m.safetensors", ids[1:]), tmp_path / "data", tmp_path / "s.csv")
+
+
+def test_years_that_name_a_patient_otherwise_are_told_and_a_table_joins_them(tmp_path: Path) -> None:
+    for study in ("BraTS20_Training_901", "BraTS20_Training_902"):
+        write_study(tmp_path / "data", "brats2020", study)
+    scores = partial(_evaluate, _model_of(tmp_path / "m.safetensors", ["Brats18_X_1_1"]), tmp_path / "data")
+    (warning,) = scores(tmp_path / "s.csv").warnings
+    assert warning.startswith("these studies and those that trained this model are of brats2018, brats2020, and")
+    mapping = tmp_path / "names.csv"
+    mapping.write_text("BraTS_2019_subject_ID,BraTS_2020_subject_ID\nBraTS19_Y_1_1,BraTS20_Training_999\n")
+    assert scores(tmp_path / "s.csv", mapping=(mapping,)).warnings == [warning]
+    mapping.write_text("BraTS_2019_subject_ID,BraTS_2020_subject_ID\nBraTS19_X_1_1,BraTS20_Training_902\n")
+    with pytest.raises(UsageError, match=r"1 of 2 studies.*: BraTS20_Training_902\."):
+        scores(tmp_path / "s.csv", mapping=(mapping,))
+    assert not scores(tmp_path / "s.csv", mapping=(mapping,), studies=("BraTS20_Training_901",)).warnings
+    same_years = _model_of(tmp_path / "same.safetensors", ["BraTS20_Training_903"])
+    assert not _evaluate(same_years, tmp_path / "data", tmp_path / "t.csv").warnings
+
+
+def test_the_command_passes_on_which_studies_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Mock(return_value=Mock(failed={}))
+    monkeypatch.setattr("gliomap.evaluate.evaluate", run)
+    model, data, output, folds, names = map(Path, ("m.safetensors", "data", "s.csv", "f.json", "n.csv"))
+    assert command(model, data, output, studies="a, b", seen_too=True, mapping=[names], quiet=True) == 0
+    chosen = EvaluateOptions(
+        model, data, output, studies=("a", "b"), seen_too=True, mapping=(names,), jobs=None, quiet=True
+    )
+    assert command(model, data, output, folds=folds, fold=1, quiet=True) == 0
+    fold = EvaluateOptions(model, data, output, folds=folds, fold=1, jobs=None, quiet=True)
+    assert [call.args[0] for call in run.call_args_list] == [chosen, fold]
+
+
+def test_label_maps_do_not_say_who_trained_what_made_them(tmp_path: Path) -> None:
+    small_pairs(tmp_path / "data", 1)
+    with pytest.raises(UsageError, match="--mapping and --seen-too are about the studies that trained a model"):
+        _evaluate(tmp_path / "data", tmp_path / "data", tmp_path / "s.csv", seen_too=True)
 
 
 def test_another_model_of_the_same_name_is_not_answered_with_the_first_ones_scores(

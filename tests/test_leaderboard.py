@@ -15,15 +15,15 @@ from unittest.mock import Mock
 
 import pytest
 from recipes.test_contract import tiny
+from reproducing import four_phantoms, never
 
 from gliomap import loop
-from gliomap.budget import ABLATED, MAIN, ROWS, LeaderboardOptions, Trial, estimate
+from gliomap.budget import ABLATED, MAIN, ROWS, ReproduceOptions, Trial, estimate
 from gliomap.cli.reproduce import reproduce as command
 from gliomap.compare import CompareOptions, compare
 from gliomap.errors import InputError, Interrupted, UsageError
 from gliomap.evaluate import EvaluateOptions, evaluate
 from gliomap.leaderboard import METRICS, leaderboard
-from gliomap.phantom import PhantomOptions, phantom
 from gliomap.plan import check
 from gliomap.recipe import NetworkSpec, trained_before
 from gliomap.recipes import RECIPES
@@ -60,16 +60,12 @@ def _small():
         yield
 
 
-@pytest.fixture(scope="module", name="data")
-def _data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("phantoms")
-    phantom(PhantomOptions(folder, studies=4, size=24, quiet=True))
-    return folder
+data = pytest.fixture(scope="module")(four_phantoms)
 
 
 def options(data, output, **changes):
     values = {"rows": NAMES, "patches": 12, "folds": 2, "device": "cpu", "quiet": True} | changes
-    return LeaderboardOptions(data, output, **values)
+    return ReproduceOptions("leaderboard", output, data, **values)
 
 
 @pytest.fixture(scope="module", name="done")
@@ -80,10 +76,6 @@ def _done(data, tmp_path_factory):
 
 def read(path):
     return json.loads(path.read_text())
-
-
-def never(*_, **__):
-    raise AssertionError("this should not run")
 
 
 def scores(folder):

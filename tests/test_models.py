@@ -1,6 +1,5 @@
 import csv
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from importlib.resources import files
@@ -8,6 +7,7 @@ from importlib.resources import files
 import pytest
 from networks.tiny import TINY
 
+from gliomap import cli
 from gliomap import models as verb
 from gliomap.errors import UsageError
 from gliomap.models import ModelsOptions, models
@@ -196,15 +196,18 @@ def test_stated_layers_are_those_of_the_same_network_at_the_same_size():
     assert not stated("attention_resunet_fair")  # the same network, on larger patches
 
 
-def test_json_has_an_object_per_layer_and_unknown_names_end_with_2():
+def test_json_has_an_object_per_layer_and_unknown_names_end_with_2(capsys, monkeypatch):
     def run(*arguments):
-        command = [sys.executable, "-m", "gliomap", "models", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        monkeypatch.setattr(sys, "argv", ["gliomap", "models", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code, *capsys.readouterr()
 
-    rows = json.loads(run("druwas_baseline", "--json").stdout)
+    _, told, _ = run("druwas_baseline", "--json")
+    rows = json.loads(told)
     assert rows[0]["name"] == "encoder.0"
     assert rows[0]["output"] == [8, 128, 128, 128]
     assert sum(row["parameters"] for row in rows) == 1_413_171
-    wrong = run("drwas")
-    assert (wrong.returncode, wrong.stdout) == (2, "")
-    assert "did you mean druwas" in wrong.stderr
+    code, told, errors = run("drwas")
+    assert (code, told) == (2, "")
+    assert "did you mean druwas" in errors

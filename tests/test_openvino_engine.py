@@ -1,3 +1,4 @@
+import importlib
 import pickle
 import subprocess
 import sys
@@ -7,11 +8,12 @@ import pytest
 from models import tiny_model
 
 from gliomap.errors import InputError
-from gliomap.machine import cores
+from gliomap.machine import cores, memory_bytes
 from gliomap.openvino_engine import SLICES_PER_BATCH, in_slices, openvino_engine, threads
 from gliomap.torch_engine import load_networks, torch_engine
 from gliomap.tracing import convert
 
+openvino_engine_module = importlib.import_module("gliomap.openvino_engine")
 RESUNET = tiny_model("attention_resunet")
 
 
@@ -41,6 +43,32 @@ def test_a_result_is_not_overwritten_by_the_next(resunet):
     kept = first.copy()
     resunet.run(images((1, 4, 16, 16, 32), seed=1))
     np.testing.assert_array_equal(first, kept)
+
+
+def test_a_network_is_compiled_once_for_a_size_whatever_the_batch(resunet, monkeypatch):
+    shapes = []
+
+    class Core:
+        def compile_model(self, model, *settings):
+            shapes.append(tuple(dimension.get_length() for dimension in model.inputs[0].partial_shape))
+            return core.compile_model(model, *settings)
+
+    core = openvino_engine_module.openvino_core()
+    monkeypatch.setattr(openvino_engine_module, "openvino_core", Core)
+    resunet.run(images((1, 4, 80, 16, 16)))
+    resunet.run(images((2, 4, 80, 16, 16)))
+    resunet.run(images((1, 4, 16, 16, 80)))
+    assert shapes == [(1, 4, 80, 16, 16), (1, 4, 16, 16, 80)]
+
+
+def test_the_memory_of_a_pass_is_given_back_and_its_result_stays(resunet):
+    batch = images((1, 4, 80, 96, 96))
+    logits = resunet.run(batch)
+    kept, taken = logits.copy(), memory_bytes()
+    resunet.release()
+    assert taken - memory_bytes() > 4 * batch.nbytes
+    np.testing.assert_array_equal(logits, kept)
+    np.testing.assert_array_equal(resunet.run(batch), kept)
 
 
 def test_strided_images_are_what_they_look_like(resunet):
@@ -89,9 +117,13 @@ def test_ctrl_c_still_comes_after_engines_that_are_gone(tmp_path):
     code = """
 import pickle, signal, sys
 from pathlib import Path
+import numpy as np
 from gliomap.openvino_engine import openvino_engine
 converted = pickle.loads(Path(sys.argv[1]).read_bytes())
 first, second = openvino_engine(converted), openvino_engine(converted)
+for engine in (first, second):
+    engine.run(np.zeros((1, 4, 16, 16, 16), np.float32))  # which is when its plugin comes
+del engine
 del first
 del second
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever this process was begun with

@@ -16,10 +16,11 @@ from gliomap.preprocess import (
     prepare,
     resample,
     resample_classes,
+    shows_brain_alone,
     study_box,
     voxel_ratio,
 )
-from gliomap.recipe import Preprocessing
+from gliomap.recipe import Coarse, Preprocessing
 from gliomap.recipes import RECIPES
 from gliomap.volume import Box, Volume
 
@@ -42,6 +43,22 @@ def prepared_with(volume, **settings):
 
 def centres_in_source(count, ratio):
     return (np.arange(count) + 0.5) * ratio - 0.5
+
+
+@pytest.mark.parametrize(
+    ("own", "first", "expected"),
+    [
+        (Preprocessing(spacing_mm=2.0), None, True),
+        (Preprocessing(grid=(8, 8, 8)), None, False),
+        (Preprocessing(crop="truth_centre", crop_size=(8, 8, 8)), None, False),
+        (Preprocessing(), Preprocessing(spacing_mm=2.0), True),
+        (Preprocessing(), Preprocessing(grid=(8, 8, 8)), False),
+    ],
+)
+def test_the_surroundings_of_a_brain_matter_to_a_grid_of_all_and_to_a_box_about_the_truth(own, first, expected):
+    recipe = replace(RECIPES["druwas"], preprocessing=own)
+    before = None if first is None else Coarse(replace(RECIPES["druwas"], preprocessing=first), 4.0)
+    assert shows_brain_alone(replace(recipe, coarse=before)) is expected
 
 
 def test_brain_is_where_any_modality_is_not_zero():

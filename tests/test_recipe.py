@@ -79,6 +79,19 @@ def test_wrong_fields_are_refused_by_name(path, value, named):
         recipe_from_json(changed(path, value))
 
 
+def test_a_modality_that_a_study_may_not_lack_is_one_of_the_recipes():
+    assert with_settings(BASE, ['needs_one_of=["flair"]']).needs_one_of == ("flair",)
+    message = (
+        "needs_one_of of the recipe test has t1ce, which the network does not see; .* modalities, t1, t1c, t2, flair,"
+    )
+    with pytest.raises(UsageError, match=message):
+        with_settings(BASE, ['needs_one_of=["t1ce","flair"]'])
+    with pytest.raises(UsageError, match=message):
+        recipe_from_json(changed("needs_one_of", ["t1ce"]))
+    with pytest.raises(UsageError, match=r"has t1c, .* modalities, flair,"):
+        with_settings(replace(BASE, needs_one_of=("t1c", "flair")), ['modalities=["flair"]'])
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "3"])
 def test_text_that_is_no_recipe_is_refused(text):
     with pytest.raises(UsageError, match="not a recipe"):

@@ -132,7 +132,12 @@ def test_scores_are_those_of_gliomap_evaluate(data, done, tmp_path):
     folder, _ = done
     evaluate(
         EvaluateOptions(
-            folder / "fold_1_seed_1" / "model.safetensors", data, tmp_path / "s.csv", device="cpu", quiet=True
+            folder / "fold_1_seed_1" / "model.safetensors",
+            data,
+            tmp_path / "s.csv",
+            device="cpu",
+            quiet=True,
+            seen_too=True,
         )
     )
     ours = {(r.study, r.region, r.metric): r for r in read_rows(folder / "fold_1_seed_1" / "scores.csv")}
@@ -171,7 +176,9 @@ def test_segment_and_evaluate_take_an_ensemble_as_any_model(data, done, tmp_path
     asked = EvaluateOptions(
         result.model, data, tmp_path / "s.csv", metrics=("dice",), studies=(study.id,), device="cpu", quiet=True
     )
-    scored = evaluate(asked)
+    with pytest.raises(UsageError, match=r"an ensemble of all folds has seen all studies; .* gliomap train --fold all"):
+        evaluate(asked)
+    scored = evaluate(replace(asked, seen_too=True))
     assert scored.models == (name,)
     assert any("trained this model" in text for text in scored.warnings)
     dice = {(r.region, r.metric): r.value for r in read_rows(tmp_path / "one" / "scores.csv")}

@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 import torch
 from recipes.test_contract import tiny
+from reproducing import four_phantoms, never
 
 from gliomap import loop
+from gliomap.budget import ReproduceOptions
 from gliomap.data.datasets import find_studies
 from gliomap.data.rounds import Rounds
 from gliomap.engines import load_engines
 from gliomap.errors import InputError, Interrupted, UsageError
 from gliomap.files import json_bytes, read_json, write_file
 from gliomap.model_file import load_model
-from gliomap.phantom import PhantomOptions, phantom
 from gliomap.recipes import RECIPES
-from gliomap.reproduce import ReproduceOptions, reproduce
+from gliomap.reproduce import reproduce
 from gliomap.rows import Row, read_rows, rows_csv
 from gliomap.segmenter import Segmenter
 from gliomap.starts import training_time_s
@@ -48,11 +49,7 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module", name="data")
-def _data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("phantoms")
-    phantom(PhantomOptions(folder, studies=4, size=24, quiet=True))
-    return folder
+data = pytest.fixture(scope="module")(four_phantoms)
 
 
 def options(data, output, **changes):
@@ -74,10 +71,6 @@ def lines(folder, name="reproduction.csv"):
 
 def record(folder):
     return json.loads((folder / "run.json").read_text())
-
-
-def never(*_, **__):
-    raise AssertionError("this should not run")
 
 
 def test_every_row_is_scored_on_every_study_once_by_the_fold_that_did_not_train_on_it(data, done):

@@ -1,7 +1,9 @@
 import errno
 import json
 import os
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -14,8 +16,20 @@ from gliomap.data.datasets import find_studies
 from gliomap.data.study import Study
 from gliomap.data.writing import LAYOUTS
 from gliomap.errors import InputError, Interrupted, UsageError
+from gliomap.model_file import load_model
 from gliomap.phantom import PhantomOptions, phantom
+from gliomap.preprocess import brain_box
+from gliomap.recipe import Preprocessing
 from gliomap.segment import SegmentOptions, segment
+from gliomap.segmenting import (
+    Asked,
+    build_segmenter,
+    read_study,
+    segment_study,
+    study_files,
+    study_report,
+    without_surroundings,
+)
 
 
 def _phantom(folder: Path, layout: str = "brats2021", studies: int = 1) -> list[str]:
@@ -270,3 +284,43 @@ def test_a_study_of_usual_size_is_segmented_within_the_memory_that_is_allowed(tm
         command = [sys.executable, "-m", "gliomap", "segment", tmp_path / "data" / study, *options]
         peaks_gb.append(peak_memory_gb(command))
     assert peaks_gb[0] < 1.1 < peaks_gb[1]
+
+
+@pytest.mark.parametrize("uncertainty", [False, True])
+def test_what_surrounds_the_brain_is_not_kept_and_changes_nothing(
+    model: Path, tmp_path: Path, *, uncertainty: bool
+) -> None:
+    _phantom(tmp_path / "data")
+    (study,) = find_studies(tmp_path / "data")
+    options = SegmentOptions(None, tmp_path, engine="torch", device="cpu", uncertainty=uncertainty, report=False)
+    asked = Asked(load_model(model), "", options, single=True)
+    whole = read_study(study, asked)
+    brain = without_surroundings(whole, asked.model.recipe)
+    assert brain.volume.shape == brain_box(whole.volume).shape != whole.volume.shape
+    reports = []
+    for read in (whole, brain):
+        segmented = segment_study(read, build_segmenter(asked.model, options), uncertainty=uncertainty)
+        result, files = study_files(segmented, asked)
+        reports.append((study_report(result, segmented, asked), files))
+    (one, its_files), (other, other_files) = reports
+    np.testing.assert_array_equal(one.images, other.images)
+    np.testing.assert_array_equal(one.classes, other.classes)
+    np.testing.assert_array_equal(one.affine, other.affine)
+    assert one.volumes_ml == other.volumes_ml
+    assert all(its_files[path] == other_files[path] for path in its_files if path.name.endswith(".nii.gz"))
+    for name, doubt in one.uncertainty.items():
+        np.testing.assert_array_equal(doubt, other.uncertainty[name])
+
+
+def test_all_of_a_study_is_kept_for_recipes_that_are_shown_more_than_the_brain(model: Path, tmp_path: Path) -> None:
+    _phantom(tmp_path / "data")
+    (study,) = find_studies(tmp_path / "data")
+    asked = Asked(load_model(model), "", SegmentOptions(None, tmp_path), single=True)
+    read = read_study(study, asked)
+    recipe = asked.model.recipe
+    assert without_surroundings(read, replace(recipe, preprocessing=Preprocessing(grid=(32, 32, 32)))) is read
+
+
+def test_segmenting_without_a_page_or_scores_imports_nothing_that_only_these_need() -> None:
+    code = "import sys, gliomap.segment; print([m for m in ('jinja2', 'PIL', 'scipy.spatial') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"[]\n"

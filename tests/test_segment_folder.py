@@ -24,6 +24,8 @@ from gliomap.phantom import PhantomOptions, phantom
 from gliomap.segment import SegmentOptions, SegmentResult, segment
 from gliomap.segmenting import read_study, segment_study, study_files
 
+pytestmark = pytest.mark.usefixtures("no_cache")
+
 PROGRAM = Path(__file__).parent / "programs" / "killed_segment.py"
 
 
@@ -31,7 +33,7 @@ PROGRAM = Path(__file__).parent / "programs" / "killed_segment.py"
 def short_pages() -> Iterator[None]:
     """A report's pictures take longer than everything else of a small study, and have tests of their own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gliomap.segmenting.study_page", lambda report: repr(report.facts))
+        patch.setattr("gliomap.report.study.study_page", lambda report: repr(report.facts))
         yield
 
 
@@ -72,9 +74,20 @@ def maps_of(output: Path) -> dict[str, str]:
     return {name: digest for name, digest in files_of(output).items() if name.endswith((".nii.gz", ".csv"))}
 
 
-def test_a_folder_killed_again_and_again_and_continued_is_as_one_that_never_was(model: Path, tmp_path: Path) -> None:
+def copy_study(data: Path, number: int, to: Path) -> None:
+    """A study under another name."""
+    source = data / studies_of(data)[number]
+    to.mkdir(parents=True)
+    for path in source.iterdir():
+        shutil.copy(path, to / path.name.replace(source.name, to.name))
+
+
+def test_a_folder_killed_again_and_again_and_continued_is_as_one_that_never_was(
+    three: Path, model: Path, tmp_path: Path
+) -> None:
     data, seed = tmp_path / "data", random.randrange(1000)
-    phantom(PhantomOptions(data, studies=12, size=32, quiet=True))
+    for number in range(12):
+        copy_study(three, number % 3, data / f"BraTS2021_{number:05}")
     run(data, tmp_path / "whole", model)
     program = [sys.executable, PROGRAM, data, tmp_path / "killed", model, str(seed)]
     done = subprocess.run(program, capture_output=True, text=True, check=False)

@@ -20,12 +20,10 @@ from gliomap.segmenter import (
     Segmenter,
     activate,
     relative_entropy,
-    turn,
-    turn_back,
     with_preset,
 )
 from gliomap.volume import Box, Volume
-from gliomap.windows import centre_slices, gaussian_weight, pad_to, padded_size, window_starts
+from gliomap.windows import centre_slices, gaussian_weight, pad_to, padded_size, turn, turn_back, window_starts
 
 segmenter_module = importlib.import_module("gliomap.segmenter")
 
@@ -145,6 +143,7 @@ def test_padding_is_zero_and_central():
     assert padded.shape == (1, 4, 4, 8)
     assert padded.sum() == 60
     np.testing.assert_array_equal(padded[(slice(None), *centre_slices(padded.shape[1:], (3, 4, 5)))], images)
+    assert pad_to(images, (3, 4, 5)) is images
     assert pad_to(images, (3, 4, 9))[0, 0, 0].tolist() == [0, 0, 1, 1, 1, 1, 1, 0, 0]
 
 
@@ -362,6 +361,42 @@ def test_a_study_is_prepared_once_and_one_networks_probabilities_are_held_at_a_t
     Segmenter(RECIPE, (Engine(threshold_engine, (16,) * 3),) * 6).with_probabilities(volume)
     assert len(prepared) == 1
     assert max(held) <= 1
+
+
+@pytest.mark.parametrize("views", [("identity",), ("identity", "flip_all")])
+def test_prepared_images_are_gone_when_the_last_pass_sees_them_padded(views, monkeypatch):
+    volume, _, _ = brain_with_tumour()
+    held, there = [], []
+    prepare = segmenter_module.prepare
+
+    def watched(*arguments):
+        made = prepare(*arguments)
+        held.append(weakref.ref(made.array))
+        return made
+
+    def engine(images):
+        there.append(held[0]() is not None)
+        return threshold_engine(images)
+
+    monkeypatch.setattr(segmenter_module, "prepare", watched)
+    Segmenter(replace(RECIPE, inference=Inference(views=views)), (Engine(engine, (64,) * 3),))(volume)
+    assert there == [True] * (len(views) - 1) + [False]
+
+
+def test_an_engine_gives_its_memory_back_before_the_next_one_runs():
+    volume, _, _ = brain_with_tumour()
+    done = []
+
+    def noted(name):
+        return Engine(
+            lambda images: (done.append(f"{name} ran"), threshold_engine(images))[1],
+            (16, 16, 16),
+            release=lambda: done.append(f"{name} released"),
+        )
+
+    inference = replace(RECIPE.inference, views=("identity", "flip_all"))
+    Segmenter(replace(RECIPE, inference=inference), (noted("first"), noted("second")))(volume)
+    assert done == ["first ran", "first released", "second ran", "second released"] * 2
 
 
 def test_a_truth_centred_recipe_sees_only_the_box_about_the_true_tumour():

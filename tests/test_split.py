@@ -130,6 +130,16 @@ def test_one_patients_studies_of_two_years_are_in_one_fold_with_the_names(tmp_pa
     assert "rows" not in told
 
 
+def test_2018_and_2019_name_a_patient_alike(tmp_path: Path) -> None:
+    for n in range(4):
+        write_study(tmp_path / "data" / "old", "brats2018", f"Brats18_X_{n}_1", seed=n)
+        write_study(tmp_path / "data" / "new", "brats2019", f"BraTS19_X_{n}_1", seed=n)
+    result = split(SplitOptions(tmp_path / "data", tmp_path / "folds.json", 4, quiet=True))
+    assert [sorted(i[:7] for i in fold) for fold in result.folds] == [["BraTS19", "Brats18"]] * 4
+    assert [(s.patients, s.studies) for s in result.summary] == [(1, 2)] * 4
+    assert result.warnings == []
+
+
 def test_a_patient_is_enhancing_if_a_study_is_and_as_large_as_its_studies_median(tmp_path: Path) -> None:
     for n in range(3):
         labels = np.zeros(SHAPE, np.uint8)

@@ -290,8 +290,8 @@ def test_a_bad_study_is_left_out_and_reported(data: Path, tmp_path: Path) -> Non
 def test_the_validation_score_is_that_of_the_real_inference(data: Path, tmp_path: Path) -> None:
     result = train(_options(data, tmp_path / "run"))
     (held_out,) = json.loads((tmp_path / "run" / "run.json").read_text())["studies"]["validation"]
-    rows = evaluate(EvaluateOptions(result.model, data, tmp_path / "scores.csv", device="cpu", quiet=True)).rows
-    dice = {r.region: r.value for r in rows if r.study == held_out and r.metric == "dice"}
+    asked = EvaluateOptions(result.model, data, tmp_path / "scores.csv", studies=(held_out,), device="cpu", quiet=True)
+    dice = {r.region: r.value for r in evaluate(asked).rows if r.metric == "dice"}
     assert dice == pytest.approx(result.validation_dice, abs=1e-6)
     assert torch.is_grad_enabled()
 
@@ -429,8 +429,8 @@ def test_a_reproduction_that_nobody_should_do_is_flagged_wherever_it_is_used(dat
     result = _train(told, data, tmp_path / "run")
     (warning,) = (text for text in result.warnings if text.startswith("reproduction: "))
     assert "told where the tumour is" in warning
-    scored = evaluate(EvaluateOptions(result.model, data, tmp_path / "scores.csv", device="cpu", quiet=True))
-    assert warning in scored.warnings
+    asked = EvaluateOptions(result.model, data, tmp_path / "scores.csv", seen_too=True, device="cpu", quiet=True)
+    assert warning in evaluate(asked).warnings
     (study, *_) = sorted(p for p in data.iterdir() if p.is_dir())
     segmented = segment(SegmentOptions(study, tmp_path / "out", model=result.model, device="cpu", quiet=True))
     assert warning in segmented.done[0].warnings
@@ -449,11 +449,10 @@ def test_a_model_of_the_whole_tumour_is_scored_by_it_alone(data: Path, tmp_path:
     whole = _variant(tmp_path, target=WHOLE_TUMOUR, training=replace(base.training, loss=loss))
     result = _train(whole, data, tmp_path / "run")
     metrics = ("dice", "hd95_all_voxels")
-    rows = list(
-        evaluate(
-            EvaluateOptions(result.model, data, tmp_path / "s.csv", metrics=metrics, device="cpu", quiet=True)
-        ).rows
+    asked = EvaluateOptions(
+        result.model, data, tmp_path / "s.csv", metrics=metrics, seen_too=True, device="cpu", quiet=True
     )
+    rows = list(evaluate(asked).rows)
     assert {row.region for row in rows} == {"WT"}
     assert {row.metric for row in rows} == {*metrics, "volume", "volume_truth"}
     (study, *_) = sorted(p for p in data.iterdir() if p.is_dir())
@@ -661,7 +660,7 @@ def test_a_model_that_finds_the_tumour_first_is_used_by_every_verb(
     found = segment(SegmentOptions(data, tmp_path / "out", model=result.model, engine="torch", quiet=True))
     assert [len(one.record["passes"]) for one in found.done] == [2] * 4
     seen = _noted(monkeypatch)
-    evaluate(EvaluateOptions(result.model, data, tmp_path / "scores.csv", device="cpu", jobs=1, quiet=True))
+    evaluate(EvaluateOptions(result.model, data, tmp_path / "scores.csv", seen_too=True, device="cpu", quiet=True))
     tune(TuneOptions(result.model, data, tmp_path / "tuned.safetensors", device="cpu", engine="torch", quiet=True))
     assert seen.count("first") == 8
     assert load_model(tmp_path / "tuned.safetensors").coarse is not None

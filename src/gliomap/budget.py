@@ -46,6 +46,7 @@ ROWS = MAIN | {"attention_unet_fair": "baseline"} | {name: f"ablation of {full}"
 """All rows in the order in which they are run."""
 
 QUESTION, FOLDS, TRIALS = "leaderboard.json", "folds.json", "trials"
+FOLD_COUNT = 3
 TRIAL_PATCHES = BUDGET_STEP
 KEPT = 0.15
 """The share of the time that no budget is chosen for: what is tried for a moment is not what hours bring."""
@@ -53,28 +54,33 @@ _BUDGET_SETTINGS = ("training.patches", "training.batch_size", "training.validat
 
 
 @dataclass(frozen=True)
-class LeaderboardOptions:
-    """What `leaderboard` is asked for: `ROWS`, or those of them in ``rows``, on labelled studies, below ``output``.
+class ReproduceOptions:
+    """What `reproduce` or `leaderboard` is asked for: the ``table``, with its trainings on ``data`` and below ``output``.
 
-    ``patches`` is the budget of every row, a multiple of 12; without it the largest that the time allows, and without a
-    limit the protocol's own. ``spacing_mm``: the voxel size that networks work at, where not the studies' own 1 mm.
-    ``settings`` apply to every recipe. ``studies``: so many patients, drawn by ``seed``. ``folds``: how many, or a folds.json.
-    ``max_time_s``: no row is begun that is not expected to end in it; a row that is begun is run to its end.
+    ``table`` is the address of a paper's, or ``leaderboard``. ``rows``: names or recipes of the rows to run, where not all.
+    ``settings`` apply to every recipe. ``studies``: so many patients, drawn by ``seed``, and not all. ``folds``: how many in a
+    cross-validation, or a folds.json. ``max_time_s`` is divided equally among the trainings of a paper's table that are left,
+    and scoring comes on top; of the leaderboard no row is begun that is not expected to end in it.
+
+    Of the leaderboard alone are ``patches``, the budget of every row, a multiple of 12 (without it the largest that the time
+    allows, and without a limit the protocol's own), and ``spacing_mm``, the voxel size that networks work at, where not the
+    studies' own.
     """
 
-    data: Path
+    table: str
     output: Path
+    data: Path | None = None
     rows: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
-    patches: int | None = None
-    spacing_mm: float | None = None
     studies: int | None = None
-    folds: int | Path = 3
+    folds: int | Path | None = None
     seed: int = 0
     max_time_s: float | None = None
     labels: str | None = None
     device: str = "auto"
     quiet: bool = False
+    patches: int | None = None
+    spacing_mm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,7 @@ class Plan:
     warnings: tuple[str, ...]
 
 
-def estimate(options: LeaderboardOptions) -> Estimate:
+def estimate(options: ReproduceOptions) -> Estimate:
     """Try every row for a few steps in a process of its own, and choose the budget that all of them get.
 
     The budget is written down, so that whoever continues has the same.
@@ -151,13 +157,16 @@ def estimate(options: LeaderboardOptions) -> Estimate:
     return replace(found, patches=patches)
 
 
-def planned(options: LeaderboardOptions) -> Plan:
+def planned(options: ReproduceOptions) -> Plan:
     """The rows asked for and those that the output has, in their order, the studies, and the folds that all rows share.
 
     Raises:
-        UsageError: a row or setting does not exist or changes the budget of one row, or the budget does not divide.
+        UsageError: there is no data, a row or setting does not exist or changes the budget of one row, or the budget does not
+            divide.
         InputError: the data or folds cannot be read.
     """
+    if options.data is None:
+        raise UsageError("the leaderboard needs DATA, a folder of labelled studies")
     unknown = [name for name in options.rows if name not in ROWS]
     if unknown:
         raise UsageError(f"the leaderboard has no row {', '.join(unknown)}; it has {', '.join(ROWS)}")
@@ -178,12 +187,12 @@ def planned(options: LeaderboardOptions) -> Plan:
     if isinstance(options.folds, Path):
         rounds = read_cross_validation(options.folds, studies)
     else:
-        rounds = cross_validation(studies, options.folds, options.seed)
+        rounds = cross_validation(studies, FOLD_COUNT if options.folds is None else options.folds, options.seed)
     used = {s.id: s for s in studies if s.id in set(rounds.studies)}
     return Plan(recipes, used, rounds, tuple(dependences(rounds, studies)))
 
 
-def _question(options: LeaderboardOptions, plan: Plan) -> dict[str, Any]:
+def _question(options: ReproduceOptions, plan: Plan) -> dict[str, Any]:
     """What must not change while an output is continued; rows may be added."""
     return plain(
         {
@@ -197,13 +206,13 @@ def _question(options: LeaderboardOptions, plan: Plan) -> dict[str, Any]:
     )
 
 
-def _folds(options: LeaderboardOptions, rounds: Rounds, folds: Sequence[Sequence[str]]) -> dict[str, Any]:
+def _folds(options: ReproduceOptions, rounds: Rounds, folds: Sequence[Sequence[str]]) -> dict[str, Any]:
     return plain(
         {"seed": options.seed, "folds": folds, "patients": {i: rounds.patients[i] for ids in folds for i in ids}}
     )
 
 
-def _tried(options: LeaderboardOptions, recipe: Recipe) -> Trial:
+def _tried(options: ReproduceOptions, recipe: Recipe) -> Trial:
     """A few steps on one study and a validation of another, unless they were made before."""
     few = with_budget(recipe, TRIAL_PATCHES, options.spacing_mm)
     check(few)
@@ -253,7 +262,7 @@ def _affordable(limit_s: float | None, found: Estimate) -> int:
     return min(budget, most)
 
 
-def training_options(options: LeaderboardOptions, recipe: Recipe, written: Path, output: Path) -> TrainOptions:
+def training_options(options: ReproduceOptions, recipe: Recipe, written: Path, output: Path) -> TrainOptions:
     """The training of a recipe, which is written down for it."""
     write_file(written, recipe_json(recipe).encode())
     return TrainOptions(

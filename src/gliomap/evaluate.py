@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,8 @@ from gliomap import __version__
 from gliomap.classes import PARTS, REGIONS
 from gliomap.cluster import kept, on_cluster
 from gliomap.data.datasets import find_studies, parse_labels
+from gliomap.data.folds import chosen_studies
+from gliomap.data.mapping import name_patients, named_in, named_studies, read_mapping, unjoined_years
 from gliomap.data.predictions import predictions_by_name, predictions_by_pattern, truths_by_pattern
 from gliomap.data.study import Study
 from gliomap.engines import model_segmenter
@@ -38,6 +40,9 @@ from gliomap.rows import (
 from gliomap.scoring import Question, Scores, Slices, Task, score, score_all
 from gliomap.segmenter import Segmenter
 
+MOST_NAMED = 20
+"""Of the studies that trained a model so many are named where it is refused."""
+
 
 @dataclass(frozen=True)
 class EvaluateOptions:
@@ -46,10 +51,12 @@ class EvaluateOptions:
     ``predictions`` is a folder of label maps, one label map, or a model file; ``truth`` a folder of labelled studies.
     ``protocol`` says what empty regions count as, and which metrics are measured where ``metrics`` names none. ``name`` is
     the model's name in the rows. ``match`` and ``match_truth`` are patterns that say where label maps lie (see
-    `predictions_by_pattern`). ``studies``: the ids of those to score, where not all. ``slices`` ``middle`` scores the middle
-    axial slice only. ``labels`` and ``truth_labels`` say what values mean where nothing else does. ``jobs``: processes that
-    score label maps, None as many as there are cores; a model uses all cores by itself. ``ray`` is the address of a Ray cluster
-    whose machines score instead.
+    `predictions_by_pattern`). ``studies``: the ids of those to score, or ``fold`` of the folds.json ``folds``, where not all.
+    ``seen_too``: score a model also on studies that trained it. ``mapping``: tables by which such studies are known under the
+    names that their patients have elsewhere (see `read_mapping`). ``slices`` ``middle`` scores the middle axial slice only.
+    ``labels`` and ``truth_labels`` say what values mean where nothing else does. ``jobs``: processes that score label maps, None
+    as many as there are cores; a model uses all cores by itself. ``ray`` is the address of a Ray cluster whose machines score
+    instead.
     """
 
     predictions: Path
@@ -62,6 +69,10 @@ class EvaluateOptions:
     match: str | None = None
     match_truth: str | None = None
     studies: tuple[str, ...] = ()
+    folds: Path | None = None
+    fold: int | None = None
+    seen_too: bool = False
+    mapping: tuple[Path, ...] = ()
     slices: Slices = "all"
     labels: str | None = None
     truth_labels: str | None = None
@@ -107,7 +118,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
     Raises:
         InputError: there is no labelled study or no prediction at all, or the table cannot be written.
         IntegrityError: the model file is not what it says.
-        UsageError: an option does not exist, or options make no sense together.
+        UsageError: an option does not exist, options make no sense together, or the model was trained on some of the studies.
     """
     _check(options)
     record = RunRecord("evaluate", options)
@@ -177,6 +188,10 @@ def _check(options: EvaluateOptions) -> None:
         raise UsageError(
             "a model reads images and uses all cores by itself; leave out --jobs, --match and --match-truth"
         )
+    if not a_model and (options.mapping or options.seen_too):
+        raise UsageError(
+            "--mapping and --seen-too are about the studies that trained a model, and label maps do not tell these; leave them out"
+        )
     calibration = [m for m in options.metrics if m in CALIBRATION_METRICS]
     if calibration and not a_model:
         raise UsageError(
@@ -210,12 +225,7 @@ def _studies(options: EvaluateOptions) -> list[Study]:
         studies = [s for s in find_studies(options.truth, convention) if s.label or s.problem]
     if not studies:
         raise InputError(f"{options.truth} has no label maps; expected labelled studies to compare with")
-    unknown = set(options.studies) - {s.id for s in studies}
-    if unknown:
-        raise InputError(
-            f"{options.truth} has no labelled study {', '.join(sorted(unknown))}; it has {len(studies)}, such as {studies[0].id}"
-        )
-    return [s for s in studies if s.id in options.studies or not options.studies]
+    return chosen_studies(options.truth, studies, options.folds, options.fold, options.studies)
 
 
 def _predictor(
@@ -225,8 +235,8 @@ def _predictor(
     path = options.predictions
     if _is_model(path):
         model = load_model(path)
+        known = [f"reproduction: {text}" for text in cautions(model.recipe)] + _seen_before(options, model, studies)
         segmenter = model_segmenter(model, options.device)
-        known = [f"reproduction: {text}" for text in cautions(model.recipe)] + _seen_before(model.card, studies)
         return segmenter, (options.name or model.name,), [Task(study, None) for study in studies], known
     labels = parse_labels(options.labels)
     if options.match is None:
@@ -277,15 +287,44 @@ def _truths_again(tasks: Sequence[Task], models: Iterable[str]) -> list[str]:
     return found
 
 
-def _seen_before(card: Mapping[str, Any], studies: Sequence[Study]) -> list[str]:
-    """That some of the studies, or others of their patients, trained the model or chose its weights."""
+def _seen_before(options: EvaluateOptions, model: Model, studies: Sequence[Study]) -> list[str]:
+    """That some of the studies, or others of their patients, trained the model or chose its weights, or that it cannot be told.
+
+    Raises:
+        InputError: a name mapping is none.
+        UsageError: some trained it, and it was not said that they are to be scored too.
+    """
+    trained, validated = (named_studies(model.card.get(f"{part}_studies", ())) for part in ("training", "validation"))
+    known = [*studies, *trained, *validated]
+    mappings = [read_mapping(path, known) for path in options.mapping]
+    patient_of = name_patients(known, mappings)
     found = []
-    for name, what in (("training_studies", "trained this model"), ("validation_studies", "chose its weights")):
-        patients = {Study(study, {}).patient for study in card.get(name, [])}
-        seen = [study.id for study in studies if study.patient in patients]
-        if seen:
+    for those, what in ((trained, "trained this model"), (validated, "chose its weights")):
+        patients = {patient_of[study.id] for study in those}
+        if seen := [study.id for study in studies if patient_of[study.id] in patients]:
+            if those is trained and not options.seen_too:
+                raise _refuse_seen(model, seen, len(studies))
             found.append(f"{_listed(seen)} of {len(studies)} {what}: their scores are no test of it")
+    if (years := unjoined_years(studies, trained)) and not any(named_in(table, known) for table in mappings):
+        found.append(
+            f"these studies and those that trained this model are of {', '.join(years)}, and a patient of several years has "
+            "several names, so whether it has seen them cannot be told; give the names with --mapping name_mapping.csv"
+        )
     return found
+
+
+def _refuse_seen(model: Model, seen: Sequence[str], count: int) -> UsageError:
+    named = ", ".join(seen[:MOST_NAMED]) + (f" and {len(seen) - MOST_NAMED} more" if len(seen) > MOST_NAMED else "")
+    instead = "leave them out with --folds and --fold or with --studies"
+    if len(seen) == count:
+        instead = "give others"
+        if len(model.prefixes) > 1:
+            instead += " (an ensemble of all folds has seen all studies; the scores of each by the network that has not are in the "
+            instead += "scores.csv of gliomap train --fold all)"
+    return UsageError(
+        f"{len(seen)} of {count} studies, or others of their patients, have trained {model.name}: {named}. Their scores are no "
+        f"test of it: {instead}, or have them scored with a warning by --seen-too"
+    )
 
 
 def _tells(predictions: Path, segmenter: Segmenter | None, region: str) -> bool:
@@ -302,7 +341,7 @@ def _tells(predictions: Path, segmenter: Segmenter | None, region: str) -> bool:
 def _all_of(options: EvaluateOptions, question: Question) -> dict[str, Any]:
     """Everything but the studies' files that scores depend on."""
     model = sha256(options.predictions) if options.predictions.is_file() else ""
-    asked = replace(options, jobs=1, quiet=True, ray=None)
+    asked = replace(options, jobs=1, quiet=True, ray=None, seen_too=False, mapping=())
     return plain(
         {"version": __version__, "model_sha256": model, "options": asdict(asked), "question": asdict(question)}
     )

@@ -15,8 +15,8 @@ from gliomap.budget import (
     ABLATED,
     ROWS,
     Estimate,
-    LeaderboardOptions,
     Plan,
+    ReproduceOptions,
     apart,
     estimate,
     planned,
@@ -56,7 +56,7 @@ class LeaderboardResult:
     failed: dict[str, str]
 
 
-def leaderboard(options: LeaderboardOptions) -> LeaderboardResult:
+def leaderboard(options: ReproduceOptions) -> LeaderboardResult:
     """Cross-validate every row with the same budget, and rank those that are finished; the page is written after each.
 
     What is finished is not run again and what was cut short goes on, so the same command continues.
@@ -100,7 +100,7 @@ def leaderboard(options: LeaderboardOptions) -> LeaderboardResult:
     return latest or written()
 
 
-def _run(options: LeaderboardOptions, plan: Plan, recipe: Recipe, folder: Path) -> None:
+def _run(options: ReproduceOptions, plan: Plan, recipe: Recipe, folder: Path) -> None:
     """Train every fold of a row, score what no training saw as the challenge does, and time a few studies."""
     asked = training_options(options, recipe, options.output / "recipes" / f"{recipe.name}.json", folder)
     result = repeat(RepeatOptions(asked, all_folds=True))
@@ -156,7 +156,7 @@ def _trained_s(folder: Path) -> float:
 
 
 def _board(
-    options: LeaderboardOptions, plan: Plan, known: Estimate, recipes: dict[str, Recipe], remarks: dict[str, str]
+    options: ReproduceOptions, plan: Plan, known: Estimate, recipes: dict[str, Recipe], remarks: dict[str, str]
 ) -> Leaderboard:
     """What there is by now; only rows that are finished are compared."""
     entries = [_entry(options.output / "rows" / name, recipe, known, remarks) for name, recipe in recipes.items()]
@@ -179,7 +179,7 @@ def _board(
     )
 
 
-def _ablations(options: LeaderboardOptions, finished: Sequence[str]) -> list[str]:
+def _ablations(options: ReproduceOptions, finished: Sequence[str]) -> list[str]:
     """What the comparison of each network with the one that lacks a part says, with a correction of its own."""
     pairs = {name: full for name, full in ABLATED.items() if {name, full} <= set(finished)}
     if not pairs:
@@ -218,7 +218,7 @@ def _cost(folder: Path, recipe: Recipe, training_gb: float, *, done: bool) -> Co
     )
 
 
-def _statement(options: LeaderboardOptions, known: Estimate, finished: int, count: int) -> tuple[str, ...]:
+def _statement(options: ReproduceOptions, known: Estimate, finished: int, count: int) -> tuple[str, ...]:
     share = 100 * known.patches / PATCHES
     out = [
         f"{finished} of {count} rows are finished; only these are ranked and compared.",
@@ -237,7 +237,7 @@ def _statement(options: LeaderboardOptions, known: Estimate, finished: int, coun
     return tuple(out)
 
 
-def _facts(options: LeaderboardOptions, plan: Plan, known: Estimate) -> dict[str, str]:
+def _facts(options: ReproduceOptions, plan: Plan, known: Estimate) -> dict[str, str]:
     sizes = ", ".join(str(len(fold)) for fold in plan.rounds.folds)
     return {
         "Made by": f"gliomap {__version__}",

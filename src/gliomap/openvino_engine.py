@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from types import ModuleType
@@ -30,36 +31,71 @@ def openvino_engine(converted: Entry) -> Engine:
     Raises:
         UsageError: OpenVINO is not installed.
     """
-    openvino, core = import_openvino(), openvino_core()
+    openvino = import_openvino()
     weights = openvino.Tensor(np.ascontiguousarray(converted.arrays["bin"]))
-    compiled = core.compile_model(
-        core.read_model(converted.arrays["xml"].tobytes(), weights),
-        "CPU",
-        {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "INFERENCE_NUM_THREADS": threads(),
-            "PERFORMANCE_HINT": "LATENCY",
-            "ENABLE_CPU_PINNING": False,  # two processes would be pinned to the same core
-        },
-    )
+    network = _Compiled(openvino_core().read_model(converted.arrays["xml"].tobytes(), weights))
 
-    def run(images: Array) -> Array:
-        return compiled.create_infer_request().infer([np.ascontiguousarray(images)])[
-            0
-        ]  # a request of each thread's own
+    def run_volumes(images: Array) -> Array:
+        logits = [network.run(one[None], (1, *one.shape)) for one in images]
+        return logits[0] if len(logits) == 1 else np.concatenate(logits)
+
+    def run_slices(slices: Array) -> Array:
+        return network.run(slices, (-1, *slices.shape[1:]))
 
     about = converted.about
     divisors = _size(about["divisors"])
     only_size = None if about["only_size"] is None else _size(about["only_size"])
-    run_volumes = run if about["spatial_dims"] == 3 else in_slices(run)
+    run = run_volumes if about["spatial_dims"] == 3 else in_slices(run_slices)
     return Engine(
-        _checked(run_volumes, divisors, only_size),
+        _checked(run, divisors, only_size),
         divisors,
         about["bytes_per_voxel"],
         only_size,
         "openvino",
         about["seconds_per_voxel"] if about.get("threads") == threads() else 0.0,
+        release=network.release,
     )
+
+
+class _Compiled:
+    """A network that is compiled for the shape that is asked for, and again where another is.
+
+    Compiled for any shape it would take twice the memory: where sizes are known, what is computed later lies where what is
+    not needed any more was.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._by_shape: dict[tuple[int, ...], Any] = {}
+        self._lock = threading.Lock()
+
+    def run(self, images: Array, shape: tuple[int, ...]) -> Array:
+        """What the network, compiled for that shape (-1 is any length), makes of the images."""
+        request = self._for(shape).create_infer_request()  # of each thread's own, as is the result
+        return request.infer([np.ascontiguousarray(images)], share_inputs=True, share_outputs=True)[0]
+
+    def release(self) -> None:
+        """Give back the memory of passes; the next one takes it anew."""
+        with self._lock:
+            for compiled in self._by_shape.values():
+                compiled.release_memory()
+
+    def _for(self, shape: tuple[int, ...]) -> Any:
+        with self._lock:
+            if shape not in self._by_shape:
+                self._by_shape.clear()
+                self._model.reshape(list(shape))
+                self._by_shape[shape] = openvino_core().compile_model(self._model, "CPU", _settings())
+            return self._by_shape[shape]
+
+
+def _settings() -> dict[str, Any]:
+    return {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,  # two processes would be pinned to the same core
+    }
 
 
 def in_slices(run: Callable[[Array], Array]) -> Callable[[Array], Array]:

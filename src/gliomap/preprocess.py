@@ -22,7 +22,10 @@ REFERENCE_PERCENTILES = {
 
 def brain_mask(volume: Volume) -> Array:
     """True (D, H, W) where any modality is not zero: the brain of a skull-stripped study."""
-    return (volume.array != 0).any(0)
+    mask = volume.array[0] != 0
+    for image in volume.array[1:]:  # one after the other: a mask of each at once takes four times the memory
+        mask |= image != 0
+    return mask
 
 
 def brain_box(volume: Volume, margin: int = 0) -> Box:
@@ -58,6 +61,13 @@ def study_box(volume: Volume, settings: Preprocessing, truth: Volume | None = No
     d, h, w = (int(c) - n // 2 for c, n in zip(centre, settings.crop_size, strict=True))
     size = settings.crop_size
     return Box((d, h, w), (d + size[0], h + size[1], w + size[2]))  # it may reach outside, and is zero there
+
+
+def shows_brain_alone(recipe: Recipe) -> bool:
+    """Whether a recipe's networks are shown the same of a study where all but the box of its brain was cut away before."""
+    if recipe.coarse is not None and not shows_brain_alone(recipe.coarse.recipe):
+        return False
+    return recipe.preprocessing.crop == "brain" and recipe.preprocessing.grid is None
 
 
 def voxel_ratio(volume: Volume, settings: Preprocessing) -> tuple[float, float, float] | None:
@@ -172,11 +182,11 @@ def _resampled_brain(volume: Volume, mask: Array, ratio: tuple[float, float, flo
 
 
 def _weighted(array: Array, weights: list[Array]) -> Array:
-    """(C, D, H, W) with D, H and W each multiplied by its (target, source) matrix."""
-    out = array.astype(np.float32, copy=False)
-    for axis, matrix in enumerate(weights, start=1):
-        out = np.moveaxis(np.tensordot(matrix, out, axes=(1, axis)), 0, axis)
-    return np.ascontiguousarray(out)
+    """(C, D, H, W) with D, H and W each multiplied by its (target, source) matrix; no axis is moved, which would be a copy."""
+    z, y, x = weights
+    c, d, h, w = array.shape
+    out = np.matmul(z, array.astype(np.float32, copy=False).reshape(c, d, h * w)).reshape(c, len(z), h, w)
+    return np.matmul(np.matmul(y, out).reshape(-1, w), x.T).reshape(c, len(z), len(y), len(x))
 
 
 def _linear_weights(source: int, target: int, ratio: float) -> Array:

@@ -206,6 +206,9 @@ class Recipe:
     that are not trained. ``coarse``: what finds the tumour first, so that this network looks only at the box about it.
     ``needs_one_of``: a study with one of these modalities is segmented, and those that it lacks are zero, as
     `Augmentation.modality_dropout` shows them; empty if a study must have all.
+
+    Raises:
+        UsageError: ``needs_one_of`` has what is no modality of the recipe.
     """
 
     __pydantic_config__ = _STRICT
@@ -223,6 +226,14 @@ class Recipe:
     starts_from: "tuple[Start, ...]" = ()
     frozen: tuple[str, ...] = ()
     coarse: "Coarse | None" = None
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.needs_one_of if name not in self.modalities]
+        if unknown:
+            raise UsageError(
+                f"needs_one_of of the recipe {self.name} has {', '.join(unknown)}, which the network does not see; expected some "
+                f"of its modalities, {', '.join(self.modalities)}, or none"
+            )
 
 
 @dataclass(frozen=True)
@@ -263,7 +274,7 @@ def recipe_from_json(text: str) -> Recipe:
     """The recipe in a JSON text.
 
     Raises:
-        UsageError: a field is missing, unknown or of the wrong type; the message names it.
+        UsageError: a field is missing, unknown, of the wrong type or contradicts another; the message names it.
     """
     try:
         return _ADAPTER.validate_json(text, strict=True)
@@ -277,7 +288,7 @@ def with_settings(recipe: Recipe, settings: list[str]) -> Recipe:
     A path that begins with ``*.`` is set in the recipes that are trained before this one too.
 
     Raises:
-        UsageError: a field does not exist or the value does not fit it.
+        UsageError: a field does not exist, or the value does not fit it or another field.
     """
     content: Any = _ADAPTER.dump_python(recipe, mode="json")
     for setting in settings:

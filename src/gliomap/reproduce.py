@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gliomap import __version__
+from gliomap.budget import ReproduceOptions
 from gliomap.data.datasets import labelled_studies
 from gliomap.data.rounds import (
     Rounds,
@@ -43,29 +44,6 @@ FOLD_COUNT = 5
 
 
 @dataclass(frozen=True)
-class ReproduceOptions:
-    """What `reproduce` is asked for: the ``table`` of that address, with its trainings on ``data`` and below ``output``.
-
-    ``rows``: names or recipes of the rows to run, where not all. ``settings`` apply to every recipe. ``studies``: so many
-    patients, drawn by ``seed``, and not all. ``folds``: how many in a cross-validation, or a folds.json. ``max_time_s`` is
-    divided equally among the trainings that are left; scoring comes on top.
-    """
-
-    table: str
-    output: Path
-    data: Path | None = None
-    rows: tuple[str, ...] = ()
-    settings: tuple[str, ...] = ()
-    studies: int | None = None
-    folds: int | Path | None = None
-    seed: int = 0
-    max_time_s: float | None = None
-    labels: str | None = None
-    device: str = "auto"
-    quiet: bool = False
-
-
-@dataclass(frozen=True)
 class ReproduceResult:
     """What is beside each other, where its page is, and the rows that could not be run with the reason."""
 
@@ -85,6 +63,8 @@ def reproduce(options: ReproduceOptions) -> ReproduceResult:
         InputError: no row could be run, or the data cannot be read.
         Interrupted: Ctrl-C was pressed; everything is saved.
     """
+    if options.patches is not None or options.spacing_mm is not None:
+        raise UsageError("--patches and --spacing are of the leaderboard; a paper's table has its recipes' own (--set)")
     record = RunRecord("reproduce", options)
     table = find_table(options.table)
     numbers, claims = _wanted(table, options.rows)

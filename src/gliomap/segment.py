@@ -35,6 +35,7 @@ from gliomap.segmenting import (
     segment_study,
     study_files,
     study_inputs,
+    without_surroundings,
 )
 
 TABLES = ("scores.csv", "volumes.csv")
@@ -128,13 +129,13 @@ def _pipelined(studies: Sequence[Study], asked: Asked, bar: Bar) -> Iterator[tup
     computed, not the one that is written.
     """
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        ahead = [reader.submit(read_study, study, asked) for study in studies[:1]]
+        ahead = [reader.submit(_read, study, asked) for study in studies[:1]]
         behind: list[tuple[Study, Future[StudyResult]]] = []
         segmenter = build_segmenter(asked.model, asked.options)
         try:
             for number, study in enumerate(studies):
                 reading = ahead.pop()
-                ahead += [reader.submit(read_study, following, asked) for following in studies[number + 1 : number + 2]]
+                ahead += [reader.submit(_read, following, asked) for following in studies[number + 1 : number + 2]]
                 segmented = _segmented(reading, segmenter, asked, bar)
                 yield from _settled(behind)
                 behind = [(study, writer.submit(_written, segmented, asked))]
@@ -151,7 +152,7 @@ def _one_by_one(studies: Sequence[Study], asked: Asked, bar: Bar) -> Iterator[tu
     for study in studies:
         try:
             segmented = segment_study(
-                read_study(study, asked), segmenter, uncertainty=asked.options.uncertainty, say=bar.say
+                _read(study, asked), segmenter, uncertainty=asked.options.uncertainty, say=bar.say
             )
             made = _written(segmented, asked)
             del segmented
@@ -172,6 +173,10 @@ def _on_cluster(studies: Sequence[Study], asked: Asked) -> Iterator[tuple[Study,
             yield study, result
         except Exception as error:  # one bad study never ends a folder
             yield study, error
+
+
+def _read(study: Study, asked: Asked) -> ReadStudy:
+    return without_surroundings(read_study(study, asked), asked.model.recipe)
 
 
 def _segmented(reading: Future[ReadStudy], segmenter: Segmenter, asked: Asked, bar: Bar) -> SegmentedStudy | Exception:

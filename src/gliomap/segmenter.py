@@ -14,23 +14,22 @@ from gliomap.errors import InputError, UsageError
 from gliomap.machine import available_memory_bytes, memory_bytes
 from gliomap.postprocess import Change, postprocess
 from gliomap.preprocess import brain_mask, prepare, resample, study_box, voxel_ratio
-from gliomap.recipe import ALL_FLIPS, Recipe, Size, View
+from gliomap.recipe import ALL_FLIPS, Recipe, Size
 from gliomap.volume import Box, Volume, bounding_box
 from gliomap.voting import majority, staple
-from gliomap.windows import at_least, centre_slices, gaussian_weight, in_batches, pad_to, padded_size, window_starts
+from gliomap.windows import (
+    at_least,
+    centre_slices,
+    gaussian_weight,
+    in_batches,
+    pad_to,
+    padded_size,
+    turn,
+    turn_back,
+    window_starts,
+)
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-_FLIPS: dict[str, tuple[int, ...]] = {
-    "flip_left_right": (3,),
-    "flip_front_back": (2,),
-    "flip_top_bottom": (1,),
-    "flip_left_right_front_back": (2, 3),
-    "flip_left_right_top_bottom": (1, 3),
-    "flip_front_back_top_bottom": (1, 2),
-    "flip_all": (1, 2, 3),
-}
-_QUARTERS: dict[str, int] = {"rotate_90": 1, "rotate_180": 2, "rotate_270": 3}
 
 FREE_SHARE = 0.8
 """How much of the free memory a pass may take."""
@@ -41,7 +40,6 @@ _PLANES = 16
 """Planes of a study's grid whose probabilities are in memory at a time."""
 WINDOWS_PER_BATCH = 2
 """torch sends small 3-D convolutions of a single sample down a slow path on a CPU; two at a time avoid it."""
-
 SLICES_PER_BATCH = 8
 """Windows of one slice are for 2-D networks, and small."""
 
@@ -54,6 +52,7 @@ class Engine:
     multiples of; ``only_size``: the one size that it takes, if it takes no other. ``bytes_per_voxel``: the memory that a
     pass takes for each voxel of the images, beyond the weights; 0 if it is not known. ``name``: what runs it.
     ``seconds_per_voxel`` of a pass, on this machine; 0 if it is not known. ``channels``: K, if it is not the target's.
+    ``release`` gives back the memory that passes have taken.
     """
 
     run: Callable[[Array], Array]
@@ -63,6 +62,7 @@ class Engine:
     name: str = "torch"
     seconds_per_voxel: float = 0.0
     channels: int | None = None
+    release: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,8 @@ class Segmenter:
         window = self.window((d, h, w), engine, whole)
         if window is None:
             padded = pad_to(images, padded_size((d, h, w), engine.divisors))
-            return engine.run(padded[None])[0][(slice(None), *centre_slices(padded.shape[1:], images.shape[1:]))]
+            del images  # a copy of their own takes memory during the pass
+            return engine.run(padded[None])[0][(slice(None), *centre_slices(padded.shape[1:], (d, h, w)))]
         return self._windowed(images, window, engine)
 
     def plan(self, size: Size, whole: Size | None = None) -> str:
@@ -233,16 +234,24 @@ class Segmenter:
         """What each engine finds in each view, put together as it comes; class maps only if they are asked for or vote."""
         target, views = self.recipe.target, list(product(self.recipe.inference.views, self.engines))
         keep_maps = keep_maps or self.recipe.inference.combine != "mean"
-        prepared, box, size = self.prepared(part, tumour)
+        images, box, size = self.prepared(part, tumour)
+        prepared = [images]
+        del images
         say(self.plan(box.shape, size))
-        mean, maps = np.zeros((len(target.channels), *box.shape), np.float32), []
-        for view, engine in views:
-            probabilities = activate(turn_back(self.logits(turn(prepared, view), engine, size), view), target)
+        total, maps = np.zeros((), np.float32), []
+        for number, (view, engine) in enumerate(views, 1):
+            # the last pass takes them with it: once they are padded, nobody needs them
+            logits = self.logits(turn(prepared[0] if number < len(views) else prepared.pop(), view), engine, size)
+            logits = turn_back(logits, view)
+            engine.release()  # before anything is made of the logits, and before the next engine takes as much
+            probabilities = activate(logits, target)
+            del logits
             if keep_maps:
                 maps.append(_decoded(_in_background(probabilities, box, size, target), part, target))
-            mean += probabilities
-        mean /= len(views)
-        return _Found(_in_background(mean, box, size, target), maps)
+            total = np.add(total, probabilities, out=probabilities)
+            del probabilities  # or they would be kept in memory during the next pass
+        total /= len(views)
+        return _Found(_in_background(total, box, size, target), maps)
 
     def tumour_box(
         self, volume: Volume, truth: Volume | None, say: Callable[[str], None] = lambda _: None
@@ -383,18 +392,7 @@ def activate(logits: Array, target: Target) -> Array:
     """Probabilities (K, D, H, W) of logits: softmax over the channels or a sigmoid each."""
     if target.kind == "sigmoid":
         return expit(logits)
-    out = np.exp(logits - logits.max(0))
+    out = logits - logits.max(0)
+    np.exp(out, out=out)
     out /= out.sum(0)
     return out
-
-
-def turn(images: Array, view: View) -> Array:
-    """(C, D, H, W) as a view shows it."""
-    if view.startswith("rotate"):
-        return np.rot90(images, _QUARTERS[view], axes=(2, 3))
-    return images if view == "identity" else np.flip(images, _FLIPS[view])
-
-
-def turn_back(images: Array, view: View) -> Array:
-    """What `turn` gave, as it was."""
-    return np.rot90(images, -_QUARTERS[view], axes=(2, 3)) if view.startswith("rotate") else turn(images, view)

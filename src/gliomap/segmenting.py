@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,14 +27,15 @@ from gliomap.engines import model_segmenter
 from gliomap.errors import InputError
 from gliomap.files import json_bytes, sha256
 from gliomap.manifest import RunRecord
-from gliomap.metrics import measure
 from gliomap.model_file import Model
-from gliomap.preprocess import brain_mask
-from gliomap.recipe import cautions
-from gliomap.report.study import StudyReport, study_page
+from gliomap.preprocess import brain_box, brain_mask, shows_brain_alone
+from gliomap.recipe import Recipe, cautions
 from gliomap.rows import Row, rows_csv, score_rows
 from gliomap.segmenter import Segmentation, Segmenter, Uncertainty, with_preset
 from gliomap.volume import Volume
+
+if TYPE_CHECKING:
+    from gliomap.report.study import StudyReport
 
 UNCERTAINTY = ("entropy", "disagreement")
 """The maps of an `Uncertainty`, each of which is a file."""
@@ -126,12 +127,13 @@ class StudyResult:
 class ReadStudy:
     """A study that is ready for the network.
 
-    ``volume`` (C, D, H, W) is in RAS+; ``truth`` its own class map (1, D, H, W), if that is needed; ``convention`` is what the
-    label map is written in. ``time_s`` is what the steps have taken.
+    ``volume`` (C, D, H, W) is in RAS+, on the study's ``grid`` (without voxels) or a box of it; ``truth`` its own class map
+    (1, D, H, W), if that is needed; ``convention`` is what the label map is written in. ``time_s`` is what the steps took.
     """
 
     study: Study
     volume: Volume
+    grid: Volume
     truth: Volume | None
     convention: Convention
     warnings: list[str]
@@ -163,7 +165,13 @@ def read_study(study: Study, asked: Asked) -> ReadStudy:
     missing = [m for m in recipe.modalities if m not in study.images]
     warnings += _expected_without(missing, asked.model.card) + odd
     warnings += [f"reproduction: {text}" for text in cautions(recipe)] + _not_told_apart(recipe.target)
-    return ReadStudy(study, volume, truth, convention, warnings, run, {"read": time.perf_counter() - start})
+    grid = Volume(np.broadcast_to(np.uint8(0), (1, *volume.shape)), volume.affine)
+    return ReadStudy(study, volume, grid, truth, convention, warnings, run, {"read": time.perf_counter() - start})
+
+
+def without_surroundings(read: ReadStudy, recipe: Recipe) -> ReadStudy:
+    """The study with the box of its brain alone, a third of its voxels, where the recipe's networks are shown no more."""
+    return replace(read, volume=read.volume.crop(brain_box(read.volume))) if shows_brain_alone(recipe) else read
 
 
 def _expected_without(missing: Sequence[str], card: Mapping[str, Any]) -> list[str]:
@@ -192,6 +200,7 @@ def segment_study(
         say(f"{read.study.id}: {plan}")
 
     found = segmenter.segmentation(read.volume, read.truth, uncertainty=uncertainty, say=planned)
+    found = found._replace(classes=found.classes.placed_on(read.grid))
     time_s = read.time_s | {"segment": time.perf_counter() - start}
     return SegmentedStudy(replace(read, time_s=time_s), found, segmenter.engines[0].name, plans)
 
@@ -202,6 +211,8 @@ def study_files(segmented: SegmentedStudy, asked: Asked) -> tuple[StudyResult, d
     study, folder, target = read.study, asked.folder(read.study), asked.model.recipe.target
     scores: list[Row] = []
     if read.truth and asked.options.score:
+        from gliomap.metrics import measure  # noqa: PLC0415 - scipy.spatial takes a tenth of a second
+
         measured = measure(classes.array[0], read.truth.array[0], classes.spacing_mm, target.regions)
         scores = score_rows(study.id, asked.model.name, measured)
     result = StudyResult(study.id, volumes_ml(classes, target), scores, read.warnings, {})
@@ -209,6 +220,8 @@ def study_files(segmented: SegmentedStudy, asked: Asked) -> tuple[StudyResult, d
     like = next(study.images[m].path for m in asked.model.recipe.modalities if m in study.images)
     maps = {folder / "segmentation.nii.gz": map_bytes(labels, like)}
     if asked.options.report:
+        from gliomap.report.study import study_page  # noqa: PLC0415 - jinja2 and PIL take a tenth of a second
+
         maps[folder / "report.html"] = study_page(study_report(result, segmented, asked)).encode()
     if doubt:
         maps |= {folder / f"{name}.nii.gz": map_bytes(_rounded(getattr(doubt, name)), like) for name in UNCERTAINTY}
@@ -273,7 +286,8 @@ def segment_elsewhere(asked: Asked, study: Study) -> tuple[StudyResult, dict[Pat
     segmenter = kept(
         (asked.model_sha256, repr(material_options(asked.options))), lambda: build_segmenter(asked.model, asked.options)
     )
-    segmented = segment_study(read_study(study, asked), segmenter, uncertainty=asked.options.uncertainty)
+    read = without_surroundings(read_study(study, asked), asked.model.recipe)
+    segmented = segment_study(read, segmenter, uncertainty=asked.options.uncertainty)
     return study_files(segmented, asked)
 
 
@@ -329,13 +343,10 @@ def _known_labels(
 
 def volumes_ml(classes: Volume, target: Target = ALL_CLASSES) -> dict[str, float]:
     """Volume in ml of the regions that the target tells, and, if those are all, of NCR and ED (and RC where present)."""
-    voxels = np.bincount(classes.array.ravel(), minlength=5)
+    voxels = [np.count_nonzero(classes.array == tissue) for tissue in range(5)]  # bincount takes 8 bytes a voxel
     regions = {name: float(sum(voxels[c] for c in REGIONS[name])) for name in target.regions}
-    others: dict[str, float] = {}
-    if len(regions) == len(REGIONS):
-        others = {
-            n: float(voxels[v]) for v, n in CLASS_NAMES.items() if n in ("NCR", "ED") or (n == "RC" and voxels[v])
-        }
+    told = CLASS_NAMES.items() if len(regions) == len(REGIONS) else ()
+    others = {n: float(voxels[v]) for v, n in told if n in ("NCR", "ED") or (n == "RC" and voxels[v])}
     return {name: round(count * classes.voxel_ml, 3) for name, count in (regions | others).items()}
 
 
@@ -355,28 +366,31 @@ def _facts(segmented: SegmentedStudy, asked: Asked) -> dict[str, str]:
     }
 
 
-def study_report(result: StudyResult, segmented: SegmentedStudy, asked: Asked) -> StudyReport:
+def study_report(result: StudyResult, segmented: SegmentedStudy, asked: Asked) -> "StudyReport":
     """What the page of a segmented study shows."""
+    from gliomap.report.study import StudyReport  # noqa: PLC0415 - as in `study_files`
+
     read, doubt = segmented.read, segmented.found.uncertainty
-    maps = {name: getattr(doubt, name).placed_on(read.volume).array[0] for name in UNCERTAINTY} if doubt else {}
-    shown = [
+    maps = {name: getattr(doubt, name).placed_on(read.grid).array[0] for name in UNCERTAINTY} if doubt else {}
+    scores = [
         {"region": r.region, "metric": r.metric, "value": _shown(r), "unit": r.unit, "definition": r.definition}
         for r in result.scores
     ]
     modalities = asked.model.recipe.modalities
     there = [channel for channel, name in enumerate(modalities) if name in read.study.images]
+    shown = read.volume if read.volume.shape == read.grid.shape else read.volume.placed_on(read.grid)
     return StudyReport(
         study=result.study,
         modalities=tuple(modalities[channel] for channel in there),
-        images=read.volume.array if len(there) == len(modalities) else read.volume.array[there],
+        images=shown.array if len(there) == len(modalities) else shown.array[there],
         classes=segmented.found.classes.array[0],
         spacing_mm=read.volume.spacing_mm,
         volumes_ml=result.volumes_ml,
         facts=_facts(segmented, asked),
         warnings=tuple(result.warnings),
         truth=None if read.truth is None else read.truth.array[0],
-        scores=tuple(shown),
-        affine=read.volume.affine,
+        scores=tuple(scores),
+        affine=read.grid.affine,
         uncertainty=maps,
         card=asked.model.card,
     )

@@ -10,7 +10,7 @@ import numpy as np
 from gliomap.classes import region_mask
 from gliomap.data.datasets import count_layouts, find_studies, parse_labels
 from gliomap.data.folds import Patient, patient_folds
-from gliomap.data.mapping import NameMapping, name_patients, named_in, read_mapping
+from gliomap.data.mapping import NameMapping, name_patients, named_in, read_mapping, unjoined_years
 from gliomap.data.study import Study
 from gliomap.errors import InputError, reason
 from gliomap.files import json_bytes, sha256, write_file
@@ -181,8 +181,7 @@ def _mapping_warnings(mappings: Sequence[NameMapping], studies: Sequence[Study])
 def _patient_warnings(options: SplitOptions, studies: Sequence[Study], patient_of: Mapping[str, str]) -> list[str]:
     """Patients that may be several, or that are too many studies' to be one."""
     out = []
-    years = sorted({s.layout for s in studies if s.layout.startswith("brats")})
-    if not options.mapping and len(years) > 1:
+    if not options.mapping and (years := unjoined_years(studies)):
         out.append(
             f"the studies are of {', '.join(years)}, and a patient of several years has several names; the folds may share "
             "patients unless the names are given with --mapping name_mapping.csv"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gliomap.data.datasets import labelled_studies
-from gliomap.data.folds import read_fold
+from gliomap.data.folds import chosen_studies
 from gliomap.data.predictions import predictions_by_name
 from gliomap.data.study import Study
 from gliomap.engines import model_segmenter
@@ -221,17 +221,8 @@ def _dice(found: Array, truth: Array, spacing_mm: tuple[float, float, float], re
 
 
 def _studies(options: TuneOptions) -> list[Study]:
-    if (options.folds is None) != (options.fold is None):
-        raise UsageError("--folds and --fold go together; expected such as --folds folds.json --fold 0")
-    if options.folds is not None and options.studies:
-        raise UsageError("give either --folds and --fold, or --studies, not both")
     studies = labelled_studies(options.data, options.labels)
-    if options.folds is not None and options.fold is not None:
-        return read_fold(options.folds, options.fold, studies)[1]
-    unknown = sorted(set(options.studies) - {study.id for study in studies})
-    if unknown:
-        raise UsageError(f"{options.data} has no labelled study {', '.join(unknown)}; it has such as {studies[0].id}")
-    return [study for study in studies if study.id in options.studies or not options.studies]
+    return chosen_studies(options.data, studies, options.folds, options.fold, options.studies)
 
 
 def _tasks(options: TuneOptions, model: Model, studies: Sequence[Study]) -> list[Task]:

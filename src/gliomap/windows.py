@@ -1,4 +1,4 @@
-"""Windows on a volume: where they start, what they weigh, and padding to sizes that a network takes."""
+"""How a volume goes through a network: turned, padded to a size that it takes, in windows."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -6,12 +6,23 @@ from typing import Any
 
 import numpy as np
 
-from gliomap.recipe import Size
+from gliomap.recipe import Size, View
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Place = tuple[slice, ...]
 WINDOW_SIGMA = 0.125
 """Width of a window's gaussian weight, relative to the window."""
+
+_FLIPS: dict[str, tuple[int, ...]] = {
+    "flip_left_right": (3,),
+    "flip_front_back": (2,),
+    "flip_top_bottom": (1,),
+    "flip_left_right_front_back": (2, 3),
+    "flip_left_right_top_bottom": (1, 3),
+    "flip_front_back_top_bottom": (1, 2),
+    "flip_all": (1, 2, 3),
+}
+_QUARTERS: dict[str, int] = {"rotate_90": 1, "rotate_180": 2, "rotate_270": 3}
 
 
 def padded_size(size: tuple[int, ...], divisors: Size) -> Size:
@@ -27,7 +38,9 @@ def at_least(size: tuple[int, ...], window: Size) -> Size:
 
 
 def pad_to(images: Array, size: Size) -> Array:
-    """Zeros around (C, D, H, W) up to ``size``, the images in the middle."""
+    """Zeros around (C, D, H, W) up to ``size``, the images in the middle; the images themselves if they are of that size."""
+    if images.shape[1:] == size:
+        return images
     out = np.zeros((len(images), *size), images.dtype)
     out[(slice(None), *centre_slices(size, images.shape[1:]))] = images
     return out
@@ -58,3 +71,15 @@ def in_batches(items: list[Place], size: int) -> Iterator[list[Place]]:
     """The items a few at a time."""
     for first in range(0, len(items), size):
         yield items[first : first + size]
+
+
+def turn(images: Array, view: View) -> Array:
+    """(C, D, H, W) as a view shows it."""
+    if view.startswith("rotate"):
+        return np.rot90(images, _QUARTERS[view], axes=(2, 3))
+    return images if view == "identity" else np.flip(images, _FLIPS[view])
+
+
+def turn_back(images: Array, view: View) -> Array:
+    """What `turn` gave, as it was."""
+    return np.rot90(images, -_QUARTERS[view], axes=(2, 3)) if view.startswith("rotate") else turn(images, view)

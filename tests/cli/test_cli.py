@@ -6,6 +6,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+from models import small_model_file
 
 from gliomap import cli
 
@@ -89,7 +90,9 @@ def test_part_of_a_folder_failing_ends_with_5_and_the_rest_is_done(tmp_path: Pat
     assert _gliomap("phantom", "-o", tmp_path / "data", "--size", "32", "--studies", "2").returncode == 0
     bad, good = sorted(p for p in (tmp_path / "data").iterdir() if p.is_dir())
     (bad / f"{bad.name}_t2.nii.gz").unlink()
-    result = _gliomap("segment", tmp_path / "data", "-o", tmp_path / "out", "--json")
+    model = small_model_file(tmp_path / "model.safetensors")
+    words = ["segment", tmp_path / "data", "-o", tmp_path / "out", "-m", model, "--engine", "torch", "--json"]
+    result = _gliomap(*words)
     assert result.returncode == 5
     assert bad.name in result.stderr
     assert (tmp_path / "out" / good.name / "segmentation.nii.gz").is_file()

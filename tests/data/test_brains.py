@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from gliomap.data import brains
 from gliomap.data.brains import (
     BRAIN_CONTRAST,
     CONTROL_SHAPE,
     Brain,
+    Template,
     build_brain,
     control_fractions,
     deform,
@@ -42,6 +44,32 @@ def test_template_has_ventricles_in_its_middle_and_closed_cortex():
     assert (template.depth_mm[tuple(ventricle.T)] > 20).all()
     sulci = (fractions[..., 2] > 128) & (template.depth_mm > 4)
     assert sulci.sum() / 1000 > 30, "averaging closed the sulci and nothing opened them"
+
+
+def test_the_template_is_prepared_once_and_made_again_for_another_program(tmp_path, monkeypatch):
+    rng, prepared = np.random.default_rng(0), []
+    packed, depth_mm, distance_mm = (rng.integers(0, 256, (3, 4, 5), kind) for kind in (np.uint32, np.uint8, np.uint8))
+
+    def prepare(paths):
+        prepared.append([path.name.split("_")[2] for path in paths])
+        return Template(packed, depth_mm, distance_mm, 1 / 3)
+
+    monkeypatch.setenv("GLIOMAP_CACHE", str(tmp_path))
+    monkeypatch.setattr(brains, "_prepare_template", prepare)
+    for _ in range(2):
+        found = load_template.__wrapped__()
+        for name, expected in (("packed", packed), ("depth_mm", depth_mm), ("ventricle_distance_mm", distance_mm)):
+            np.testing.assert_array_equal(getattr(found, name), expected, strict=True)
+        assert found.midline == 1 / 3
+    assert prepared == [["gm", "wm", "t1"]]
+    monkeypatch.setattr(brains, "sources_sha256", lambda _: "another program")
+    load_template.__wrapped__()
+    monkeypatch.setattr(brains.scipy, "__version__", "0.0")
+    load_template.__wrapped__()
+    assert len(prepared) == 3
+    monkeypatch.setenv("GLIOMAP_CACHE", "off")
+    load_template.__wrapped__()
+    assert len(prepared) == 4
 
 
 def test_brain_is_of_human_size_with_air_around_it_and_soft_maps():

@@ -210,9 +210,16 @@ def test_a_drawn_split_of_few_patients_still_trains_and_validates(patients, expe
     assert shares(draw_split(studies(("HGG",), 3), 0.9, 0.0, 0, seed=0)) == (1, 2, 0)
 
 
-@pytest.mark.parametrize("told", [{}, {"patients": {"BraTS-GLI-00001-000": "x", "BraTS-GLI-00001-001": "y"}}])
-def test_a_patient_that_the_ids_show_may_not_be_in_two_folds_whatever_the_file_says(tmp_path, told):
-    ids = ["BraTS-GLI-00001-000", "BraTS-GLI-00001-001"]
+@pytest.mark.parametrize(
+    ("ids", "patient"),
+    [
+        (("BraTS-GLI-00001-000", "BraTS-GLI-00001-001"), "BraTS-GLI-00001"),
+        (("Brats18_CBICA_AAB_1", "BraTS19_CBICA_AAB_1"), "CBICA_AAB_1"),
+    ],
+)
+@pytest.mark.parametrize("tells", [False, True])
+def test_a_patient_that_the_ids_show_may_not_be_in_two_folds_whatever_the_file_says(tmp_path, tells, ids, patient):
+    told = {"patients": dict(zip(ids, "xy", strict=True))} if tells else {}
     content = {"folds": [ids[:1], ids[1:]]} | told
-    with pytest.raises(InputError, match="has the patient BraTS-GLI-00001 in more than one fold"):
+    with pytest.raises(InputError, match=f"has the patient {patient} in more than one fold"):
         read_fold(folds_file(tmp_path, content), 0, [Study(i, {}) for i in ids])

@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gliomap.data.mapping import MOST_VISITS, NameMapping, name_patients, named_in, read_mapping
+from gliomap.data.mapping import (
+    MOST_VISITS,
+    NameMapping,
+    name_patients,
+    named_in,
+    named_studies,
+    read_mapping,
+    unjoined_years,
+)
 from gliomap.data.study import Study
 from gliomap.errors import InputError
 
@@ -171,6 +179,27 @@ def test_a_name_too_many_in_one_column_still_counts_in_another(tmp_path):
 def test_without_a_table_patients_are_told_by_the_studies_names():
     found = studies("BraTS-GLI-90001-000", "BraTS-GLI-90001-001", "sub-1_ses-1", "sub-1_ses-2", "a", "A")
     assert name_patients(found, []) == {s.id: s.patient for s in found}
+
+
+def test_a_row_of_one_year_names_the_patient_in_the_years_that_name_alike(tmp_path):
+    found = studies("Brats17_XX_AA_1", "BraTS19_XX_AA_1", "BraTS20_Training_901")
+    mapping = read_mapping(table(tmp_path, "BraTS_2018,BraTS_2020\nBrats18_XX_AA_1,BraTS20_Training_901\n"), found)
+    assert groups(found, mapping) == [["BraTS19_XX_AA_1", "BraTS20_Training_901", "Brats17_XX_AA_1"]]
+    assert named_in(mapping, found) == {s.id for s in found}
+
+
+@pytest.mark.parametrize(
+    ("ids", "years"),
+    [
+        (("Brats17_TCIA_628_1", "Brats18_TCIA10_628_1", "BraTS19_TCIA10_629_1"), []),
+        (("Brats18_TCIA10_628_1", "BraTS20_Training_001"), ["brats2018", "brats2020"]),
+        (("BraTS2021_00001", "BraTS-GLI-00001-000"), ["brats2021", "brats2023"]),
+        (("BraTS20_Training_001", "BraTS20_Training_002", "s1"), []),
+        (("Brats18_TCIA10_628_1", "BraTS2021_PhantomV2_00000"), []),
+    ],
+)
+def test_years_whose_names_do_not_tell_a_patient_of_both(ids, years):
+    assert unjoined_years(named_studies(ids)) == years
 
 
 def test_a_table_of_other_data_names_none_and_joins_nothing(tmp_path):

@@ -19,6 +19,8 @@ from gliomap.recipes import RECIPES
 COUNTS = list(csv.DictReader((Path(__file__).parent.parent / "counts.csv").read_text().splitlines()))
 CHANNELS, CLASSES = 4, 4
 
+narrow = pytest.mark.usefixtures("narrow_vnet")
+
 
 def build(name) -> Network:
     torch.manual_seed(0)
@@ -32,6 +34,7 @@ def images(network, channels=CHANNELS, batch=2):
     return torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(1))
 
 
+@narrow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_logits_have_the_images_shape(name):
     network = build(name)
@@ -44,6 +47,7 @@ def test_logits_have_the_images_shape(name):
     assert coarser == sorted(coarser, reverse=True)
 
 
+@narrow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_forward_is_the_finest_supervised_logits_and_evaluation_is_deterministic(name):
     network = build(name).eval()
@@ -55,6 +59,7 @@ def test_forward_is_the_finest_supervised_logits_and_evaluation_is_deterministic
         torch.testing.assert_close(network(x[:1]), first[:1], atol=1e-5, rtol=1e-4)
 
 
+@narrow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_illegal_sizes_name_the_next_legal_one(name):
     network = build(name)
@@ -67,6 +72,7 @@ def test_illegal_sizes_name_the_next_legal_one(name):
         assert str(tuple(legal)) in str(caught.value)
 
 
+@narrow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_wrong_channels_and_axes_are_refused(name):
     network = build(name)
@@ -76,6 +82,7 @@ def test_wrong_channels_and_axes_are_refused(name):
             network(wrong)
 
 
+@narrow
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_recipes_loss_trains_every_parameter_but_the_frozen_ones(name):
     recipe = RECIPES[name]
@@ -115,6 +122,7 @@ def test_attention_maps_are_weights_of_the_batch(name):
         assert weight.max() <= 1
 
 
+@narrow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_state_survives_a_rebuild(name):
     network = build(name).eval()

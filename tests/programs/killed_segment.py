@@ -11,10 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from gliomap import (
-    segmenting,
-    torch_engine,  # noqa: F401 - imported once, for all that are begun here
-)
+from gliomap import torch_engine  # noqa: F401 - imported once, for all that are begun here
+from gliomap.report import study
 from gliomap.segment import SegmentOptions, segment
 
 
@@ -29,7 +27,7 @@ def run(data: str, output: str, model: str, dies_at_rename: int = 0) -> None:
         original(*paths)
 
     os.replace = replace
-    segmenting.study_page = lambda report: repr(report.facts)  # its pictures take longer than all else of a small study
+    study.study_page = lambda report: repr(report.facts)  # its pictures take longer than all else of a small study
     options = SegmentOptions(
         Path(data), Path(output), model=Path(model), device="cpu", engine="torch", quiet=True, resume=True
     )

@@ -32,23 +32,29 @@ def _data(tmp_path_factory):
     return folder
 
 
-SIZES = {"swin_unetr": (32, 32, 64), "vnet": (16, 16, 16)}
-"""Patches of networks for which 16 x 32 x 32 voxels are too few, or too many: V-Net has one size only, and a large one."""
+pytestmark = pytest.mark.usefixtures("narrow_vnet", "no_training_page")
+
+SIZES = {"swin_unetr": (32, 32, 64)} | dict.fromkeys(("attention_resunet", "unet3d", "unetr"), (16, 16, 32))
+"""Patches of networks whose last level normalises one voxel of 16 x 16 x 16, or has none."""
+SPACING_MM = 4.0
+"""Of the voxels of a recipe that has a millimetre or two, of which a phantom would have a hundred times its own."""
 
 
 def tiny(recipe: Recipe) -> Recipe:
     """The recipe with everything that costs made small, in what is trained before it too, and nothing else changed."""
     name = recipe.network.name
     deep = {1: 1, 8: 2}.get(recipe.training.patch_size[0], 16)  # a slice, a few slices, a volume
-    size = SIZES.get(name, (deep, 32, 32))
-    settings = recipe.network.settings | TINY[name] | ({"patch_size": size} if name == "unetr" else {})
+    size = SIZES.get(name, (deep, 16, 16))
     return replace(
         recipe,
-        network=NetworkSpec(name, settings),
+        network=NetworkSpec(name, recipe.network.settings | TINY[name]),
         training=replace(recipe.training, patches=2, validate_every=2, batch_size=2, patch_size=size),
-        inference=replace(recipe.inference, window=recipe.inference.window and (size[0], 32, size[2])),
+        inference=replace(recipe.inference, window=recipe.inference.window and size),
         preprocessing=replace(
-            recipe.preprocessing, grid=recipe.preprocessing.grid and (SIZE,) * 3, crop_size=(16, 32, 32)
+            recipe.preprocessing,
+            grid=recipe.preprocessing.grid and (SIZE,) * 3,
+            spacing_mm=recipe.preprocessing.spacing_mm and SPACING_MM,
+            crop_size=(16, 32, 32),
         ),
         starts_from=tuple(Start(tiny(start.recipe), start.into) for start in recipe.starts_from),
         coarse=recipe.coarse and replace(recipe.coarse, recipe=tiny(recipe.coarse.recipe)),

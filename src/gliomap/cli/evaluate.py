@@ -26,6 +26,16 @@ def evaluate(
     match_truth: Annotated[
         str | None, typer.Option(help="The same for the truth, such as '{study}/truth.nii.gz'.")
     ] = None,
+    studies: Annotated[str | None, typer.Option(help="The ids of the studies to score, such as a,b,c.")] = None,
+    folds: Annotated[Path | None, typer.Option(help="A folds.json; with --fold.")] = None,
+    fold: Annotated[int | None, typer.Option(help="The fold whose studies are scored.", min=0)] = None,
+    seen_too: Annotated[
+        bool, typer.Option("--seen-too", help="Score a model also on studies that it was trained on.")
+    ] = False,
+    mapping: Annotated[
+        list[Path] | None,
+        typer.Option(help="A CSV of names, by which a model's studies are known in other datasets; may be repeated."),
+    ] = None,
     slices: Annotated[
         Literal["all", "middle"], typer.Option(help="Score whole volumes, or their middle axial slice only.")
     ] = "all",
@@ -50,8 +60,8 @@ def evaluate(
     from gliomap.evaluate import evaluate as run
 
     options = EvaluateOptions(
-        predictions, truth, output, protocol, names(metrics), names(regions), name, match, match_truth, (), slices, labels,
-        truth_labels, jobs, device, quiet or json, ray,
+        predictions, truth, output, protocol, names(metrics), names(regions), name, match, match_truth, names(studies),
+        folds, fold, seen_too, tuple(mapping or ()), slices, labels, truth_labels, jobs, device, quiet or json, ray,
     )  # fmt: skip
     result = run(options)
     if json:

@@ -12,7 +12,7 @@ from gliomap.cli.options import Debug, Device, Json, Labels, Quiet, Seed, names,
 from gliomap.errors import UsageError
 
 if TYPE_CHECKING:
-    from gliomap.budget import Estimate, LeaderboardOptions
+    from gliomap.budget import Estimate, ReproduceOptions
     from gliomap.report.reproduction import Reproduction
 
 
@@ -51,40 +51,30 @@ def reproduce(
         return 0
     if table is None or output is None:
         raise UsageError("reproducing needs a table and -o; gliomap reproduce --list prints the tables")
-    parts = int(folds) if folds and folds.isdigit() else Path(folds) if folds else None
-    if table == "leaderboard":
-        from gliomap.budget import LeaderboardOptions
+    from gliomap.budget import ReproduceOptions
 
-        if data is None:
-            raise UsageError("the leaderboard needs DATA, a folder of labelled studies")
-        return _leaderboard(
-            LeaderboardOptions(
-                data, output, names(rows), tuple(set_ or ()), patches, spacing, studies, parts or 3, seed, seconds(max_time),
-                labels, device, quiet or json,
-            ),
-            json=json,
-        )  # fmt: skip
-    if patches is not None or spacing is not None:
-        raise UsageError("--patches and --spacing are of the leaderboard; a paper's table has its recipes' own (--set)")
-    from gliomap.reproduce import ReproduceOptions
+    parts = int(folds) if folds and folds.isdigit() else Path(folds) if folds else None
+    options = ReproduceOptions(
+        table, output, data, names(rows), tuple(set_ or ()), studies, parts, seed, seconds(max_time), labels, device,
+        quiet or json, patches, spacing,
+    )  # fmt: skip
+    return (_leaderboard if table == "leaderboard" else _table)(options, json=json)
+
+
+def _table(options: ReproduceOptions, *, json: bool) -> int:
     from gliomap.reproduce import reproduce as run
 
-    result = run(
-        ReproduceOptions(
-            table, output, data, names(rows), tuple(set_ or ()), studies, parts, seed, seconds(max_time), labels, device,
-            quiet or json,
-        )
-    )  # fmt: skip
+    result = run(options)
     if json:
         printing.as_json(_plain(result.reproduction) | {"page": str(result.page), "failed": result.failed})
-    elif not quiet:
+    elif not options.quiet:
         _print(result.reproduction)
         printing.lines(f"{result.page}")
     printing.failures(result.failed)
     return 5 if result.failed else 0
 
 
-def _leaderboard(options: LeaderboardOptions, *, json: bool) -> int:
+def _leaderboard(options: ReproduceOptions, *, json: bool) -> int:
     from gliomap.budget import estimate
     from gliomap.leaderboard import leaderboard
     from gliomap.report.leaderboard import board_rows, conclusions, sections

@@ -15,9 +15,12 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import scipy
 from scipy import ndimage, sparse
 
+from gliomap.data.cache import Entry, entry_key, find_cache, load, sources_sha256, store
 from gliomap.errors import InputError
+from gliomap.files import sha256
 
 FIELD_OF_VIEW_MM = (155.0, 240.0, 240.0)  # BraTS grid, z y x
 CONTROL_SPACING_MM = 3.0  # a third of a gyrus: fine enough for tumour growth, coarse enough to be nearly free
@@ -97,10 +100,13 @@ def grid_of_size(size: int) -> Grid:
 
 @lru_cache(maxsize=1)
 def load_template() -> Template:
-    """Read and prepare the MNI152 tissue maps of the installed nilearn, without importing nilearn (seconds).
+    """The MNI152 tissue maps of the installed nilearn, without importing nilearn, prepared.
+
+    That takes seconds, so what came of it is kept in the cache.
 
     Raises:
         InputError: nilearn is not installed.
+        UsageError: as `find_cache`.
     """
     spec = find_spec("nilearn")
     if spec is None or not spec.submodule_search_locations:
@@ -109,7 +115,22 @@ def load_template() -> Template:
         )
     folder = Path(spec.submodule_search_locations[0]) / "datasets" / "data"
     names = [f"mni_icbm152_{tissue}_tal_nlin_sym_09a_converted.nii.gz" for tissue in ("gm", "wm", "t1")]
-    files = [nibabel.Nifti1Image.from_filename(folder / name) for name in names]
+    paths = [folder / name for name in names]
+    versions = {"numpy": np.__version__, "scipy": scipy.__version__}
+    cache = find_cache("templates")
+    key = entry_key({"files": [*map(sha256, paths)], "program": sources_sha256((__name__,)), **versions})
+    if entry := load(cache, key):
+        depth_mm, distance_mm = (entry.arrays[name] for name in ("depth_mm", "ventricle_distance_mm"))
+        return Template(entry.arrays["packed"].view(np.uint32), depth_mm, distance_mm, entry.about["midline"])
+    found = _prepare_template(paths)
+    arrays = {"depth_mm": found.depth_mm, "ventricle_distance_mm": found.ventricle_distance_mm}
+    store(cache, key, Entry({"packed": found.packed.view(np.uint8), **arrays}, {"midline": found.midline}))
+    return found
+
+
+def _prepare_template(paths: Sequence[Path]) -> Template:
+    """What the files of grey matter, white matter and T1 say."""
+    files = [nibabel.Nifti1Image.from_filename(path) for path in paths]
     grey, white, t1 = (np.asarray(file.dataobj).T for file in files)
     box = ndimage.find_objects((t1 > 0).astype(np.uint8))[0]
     grey, white, mask = (np.pad(volume[box], TEMPLATE_MARGIN) for volume in (grey, white, (t1 > 0).astype(np.uint8)))

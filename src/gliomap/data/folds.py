@@ -151,6 +151,29 @@ def read_folds(path: Path, studies: Sequence[Study]) -> tuple[list[list[str]], d
     return folds, patients
 
 
+def chosen_studies(
+    data: Path, studies: Sequence[Study], folds: Path | None, fold: int | None, ids: Sequence[str]
+) -> list[Study]:
+    """Those of the labelled studies of ``data`` that validate in fold ``fold`` of a folds.json, or have one of the ids; or all.
+
+    Raises:
+        InputError: as `read_folds`.
+        UsageError: a fold is given without its file or ids as well, there is no such fold, or nothing has one of the ids.
+    """
+    if (folds is None) != (fold is None):
+        raise UsageError("--folds and --fold go together; expected such as --folds folds.json --fold 0")
+    if folds is not None and ids:
+        raise UsageError("give either --folds and --fold, or --studies, not both")
+    if folds is not None and fold is not None:
+        return read_fold(folds, fold, studies)[1]
+    unknown = sorted(set(ids) - {study.id for study in studies})
+    if unknown:
+        raise UsageError(
+            f"{data} has no labelled study {', '.join(unknown)}; it has {len(studies)}, such as {studies[0].id}"
+        )
+    return [study for study in studies if study.id in ids or not ids]
+
+
 def read_fold(path: Path, fold: int, studies: Sequence[Study]) -> tuple[list[Study], list[Study]]:
     """The studies that train and those that validate in fold ``fold`` of a folds.json.
 

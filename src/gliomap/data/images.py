@@ -21,8 +21,8 @@ MAX_IMAGE_BYTES = 2**31
 """Largest declared size of one uncompressed image that is read (2 GiB: 512 x 512 x 512 voxels of 16 bytes)."""
 
 _DATA_OFFSET = 352
-_STEP_BYTES = 2**24
-_MAX_TAIL_STEPS = 16  # of what follows the image and is not looked at
+_STEP_BYTES = 2**20
+_MAX_TAIL_STEPS = 256  # of what follows the image and is not looked at
 _BEST_RATIO = {".gz": 1032, ".bz2": 1_500_000}  # gzip's own limit; an empty label map reaches 1.3 million with bzip2
 SUFFIXES = (".nii.gz", ".nii.bz2", ".nii", ".mha")
 

@@ -3,11 +3,12 @@
 import csv
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
+from gliomap.data.names import DATASETS
 from gliomap.data.study import Study
 from gliomap.errors import InputError
 from gliomap.files import sha256
@@ -15,6 +16,8 @@ from gliomap.files import sha256
 MOST_VISITS = 30
 """A value in more rows of a table than this is no patient's name but a placeholder or a group's."""
 
+_ALIKE = {"brats2018", "brats2019"}
+"""The namings of BraTS 2017 to 2019, by which a patient is told in all of them."""
 _NAME_WORDS = ("brats", "patient", "subject", "case", "study", "tcga", "tcia")
 _OTHER_WORDS = {
     "age", "batch", "center", "centre", "cohort", "collection", "date", "day", "days", "fold", "gender", "grade", "group",
@@ -85,6 +88,28 @@ def name_patients(studies: Sequence[Study], mappings: Sequence[NameMapping]) -> 
     for name in sorted((s.patient for s in studies), reverse=True):
         called[_root(parents, name)] = name
     return {s.id: called[_root(parents, s.id)] for s in studies}
+
+
+def named_studies(ids: Iterable[str]) -> list[Study]:
+    """Studies of which no more than the names are known, each with the layout that its name tells."""
+    found = []
+    for name in ids:
+        layouts = [layout for layout, dataset in DATASETS.items() if re.fullmatch(dataset.pattern, name, re.IGNORECASE)]
+        found.append(Study(name, {}, layout=layouts[0]) if layouts else Study(name, {}))
+    return found
+
+
+def unjoined_years(*groups: Iterable[Study]) -> list[str]:
+    """The years of BraTS that the studies are of, if a patient of several of these has names that do not tell it; else none.
+
+    None, too, where a group has no study of any year. Phantoms are not counted: they are nobody.
+    """
+    found = [
+        {s.layout for s in group if s.layout.startswith("brats") and "phantom" not in s.id.casefold()}
+        for group in groups
+    ]
+    years = set[str]().union(*found)
+    return sorted(years) if all(found) and len(years) > 1 and years - _ALIKE else []
 
 
 def named_in(mapping: NameMapping, studies: Sequence[Study]) -> set[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from gliomap.data.folds import Patient, draw_split, patient_folds, read_folds
+from gliomap.data.mapping import unjoined_years
 from gliomap.data.study import Study
 from gliomap.errors import InputError, UsageError
 
@@ -114,8 +115,8 @@ def dependences(rounds: Rounds, studies: Sequence[Study]) -> list[str]:
     """What makes scored studies depend on each other, or on those that trained: sentences that warn of it."""
     out = []
     own = {s.id: s for s in studies if s.id in rounds.patients}
-    years = sorted({s.layout for s in own.values() if s.layout.startswith("brats")})
-    if len(years) > 1 and all(rounds.patients[i] == s.patient for i, s in own.items()):
+    years = unjoined_years(own.values())
+    if years and all(rounds.patients[i] == s.patient for i, s in own.items()):
         out.append(
             f"the studies are of {', '.join(years)}, and a patient of several years has several names, so the same patient may "
             "train and be scored; take one year, or in a cross-validation --folds with the folds.json of "

@@ -48,9 +48,16 @@ class Study:
 
     @property
     def patient(self) -> str:
-        """Who was examined: the id without the time point of BraTS 2023 and later, or the subject of a BIDS-like id."""
-        subject = re.match(r"sub-[0-9A-Za-z]+", self.id)
-        return subject[0] if subject else re.sub(r"(?<=^BraTS-)(.+-\d+)-\d{3}$", r"\1", self.id)
+        """Who was examined, as far as the id tells: the subject of a BIDS-like one, else the id without what is not the patient's.
+
+        That is the time point of BraTS 2023 and later, and the year of BraTS 2017 to 2019, which name patients alike but for it
+        and for TCIA's sites, which only 2018 and 2019 number (TCIA_105_1 of 2017 is their TCIA08_105_1).
+        """
+        if subject := re.match(r"sub-[0-9A-Za-z]+", self.id):
+            return subject[0]
+        if of_year := re.fullmatch(r"brats1[789]_(.+)", self.id, re.IGNORECASE):
+            return re.sub(r"^TCIA\d+_", "TCIA_", of_year[1])
+        return re.sub(r"(?<=^BraTS-)(.+-\d+)-\d{3}$", r"\1", self.id)
 
     def read(
         self,
