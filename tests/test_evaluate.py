@@ -510,8 +510,12 @@ def test_years_that_name_a_patient_otherwise_are_told_and_a_table_joins_them(tmp
     with pytest.raises(UsageError, match=r"1 of 2 studies.*: BraTS20_Training_902\."):
         scores(tmp_path / "s.csv", mapping=(mapping,))
     assert not scores(tmp_path / "s.csv", mapping=(mapping,), studies=("BraTS20_Training_901",)).warnings
+    write_study(tmp_path / "data", "brats2021", "BraTS2021_90001")
+    of_nobody = _model_of(tmp_path / "nobody.safetensors", ["BraTS2021_PhantomV2_00000"])
+    assert not _evaluate(of_nobody, tmp_path / "data", tmp_path / "u.csv").warnings
     same_years = _model_of(tmp_path / "same.safetensors", ["BraTS20_Training_903"])
-    assert not _evaluate(same_years, tmp_path / "data", tmp_path / "t.csv").warnings
+    chosen = ("BraTS20_Training_901", "BraTS20_Training_902")
+    assert not _evaluate(same_years, tmp_path / "data", tmp_path / "t.csv", studies=chosen).warnings
 
 
 def test_the_command_passes_on_which_studies_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,14 @@ import importlib
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from models import tiny_model
 
 from gliomap.errors import InputError
-from gliomap.machine import cores, memory_bytes
+from gliomap.machine import cores
 from gliomap.openvino_engine import SLICES_PER_BATCH, in_slices, openvino_engine, threads
 from gliomap.torch_engine import load_networks, torch_engine
 from gliomap.tracing import convert
@@ -61,14 +62,34 @@ def test_a_network_is_compiled_once_for_a_size_whatever_the_batch(resunet, monke
     assert shapes == [(1, 4, 80, 16, 16), (1, 4, 16, 16, 80)]
 
 
-def test_the_memory_of_a_pass_is_given_back_and_its_result_stays(resunet):
-    batch = images((1, 4, 80, 96, 96))
+def test_a_result_stays_when_the_memory_of_passes_is_given_back(resunet):
+    batch = images((1, 4, 16, 16, 32))
     logits = resunet.run(batch)
-    kept, taken = logits.copy(), memory_bytes()
+    kept = logits.copy()
     resunet.release()
-    assert taken - memory_bytes() > 4 * batch.nbytes
     np.testing.assert_array_equal(logits, kept)
     np.testing.assert_array_equal(resunet.run(batch), kept)
+
+
+def test_the_memory_of_a_pass_is_given_back():
+    """In a process of its own: a training in this one may have made the C library keep what is freed (`keep_heap`)."""
+    code = """
+import numpy as np
+from models import tiny_model
+from gliomap.machine import memory_bytes
+from gliomap.openvino_engine import openvino_engine
+from gliomap.tracing import convert
+engine = openvino_engine(convert(tiny_model("attention_resunet"), "openvino"))
+batch = np.ones((1, 4, 80, 96, 96), np.float32)
+engine.run(batch)
+taken = memory_bytes()
+engine.release()
+print((taken - memory_bytes()) / batch.nbytes)
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+    )
+    assert float(found.stdout) > 4
 
 
 def test_strided_images_are_what_they_look_like(resunet):

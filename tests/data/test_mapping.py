@@ -202,6 +202,13 @@ def test_years_whose_names_do_not_tell_a_patient_of_both(ids, years):
     assert unjoined_years(named_studies(ids)) == years
 
 
+def test_years_of_two_groups_are_told_where_each_has_some():
+    old, new = named_studies(["Brats18_TCIA10_628_1"]), named_studies(["BraTS20_Training_001", "BraTS2021_00001"])
+    others = named_studies(["BraTS2021_PhantomV2_00000", "s1"])
+    assert unjoined_years(old, new) == ["brats2018", "brats2020", "brats2021"]
+    assert unjoined_years(new, others) == unjoined_years(others, new) == []
+
+
 def test_a_table_of_other_data_names_none_and_joins_nothing(tmp_path):
     found = studies("AA-1", "AA-2")
     mapping = read_mapping(table(tmp_path, BRATS2020), found)
